@@ -1,0 +1,50 @@
+# `make setup` (run by the others when .venv is missing), `make demo`, `make test`, `make lint`, `make bench`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Keep TensorFlow's start-up notes out of what these commands print.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help setup demo test test-kernels lint bench clean
+
+help:
+	@echo "make setup   make .venv, install the package with its extras and compile its ops"
+	@echo "make demo    train a click model with stock Keras and with tf_slipstream, and compare"
+	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
+	@echo "make test    run the tests under Keras 3 and tf_keras"
+	@echo "make lint    check style"
+	@echo "make bench   time the embedding step against stock Keras and tf_keras"
+	@echo "make clean   remove .venv and what was built"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Choose one with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "cmake>=3.20" ninja "tensorflow==2.21.*"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/dlrm.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# Two files at a time: the machine that this is made for has two cores.
+test: $(READY) test-kernels
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-kernels:
+	sh custom_ops/tests/run.sh
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'custom_ops/*.cc' 'custom_ops/*.h')
+
+bench: $(READY)
+	$(BIN)/python benchmarks/embedding_step.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist

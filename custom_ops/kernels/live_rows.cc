@@ -1,0 +1,309 @@
+#include "live_rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "simd.h"
+
+namespace slipstream {
+namespace {
+
+// A bucket's ids, counts and hash slots then stay in the first-level cache.
+constexpr int64_t kLookupsPerBucket = 4096;
+// Bounds the [chunks, buckets] histogram.
+constexpr int kMaxBucketBits = 9;
+constexpr int64_t kMaxChunks = 256;
+
+uint64_t Hash(int64_t id) { return static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15u; }
+
+int64_t BucketOf(int64_t id, int bucket_bits) {
+  return bucket_bits == 0 ? 0 : static_cast<int64_t>(Hash(id) >> (64 - bucket_bits));
+}
+
+int BucketBits(int64_t num_lookups) {
+  int bits = 0;
+  while (bits < kMaxBucketBits && (num_lookups >> bits) > kLookupsPerBucket) ++bits;
+  return bits;
+}
+
+bool Before(const BadLookup& a, const BadLookup& b) {
+  return a.table != b.table ? a.table < b.table : a.lookup < b.lookup;
+}
+
+BadLookup First(const std::vector<BadLookup>& found) {
+  BadLookup first;
+  for (const BadLookup& bad : found) {
+    if (bad.kind != BadLookup::kNone && (first.kind == BadLookup::kNone || Before(bad, first))) {
+      first = bad;
+    }
+  }
+  return first;
+}
+
+// sum[d] = sum over i of grads[positions[i], d], added in the order given.
+//   grads     [*, dim]
+//   positions [num_positions], at least one
+//   sum       [dim], overwritten
+SLIPSTREAM_SIMD
+void SumRows(const float* grads, const int32_t* positions, int64_t num_positions, int64_t dim,
+             float* __restrict sum) {
+  std::memcpy(sum, grads + positions[0] * dim, dim * sizeof(float));
+  for (int64_t i = 1; i < num_positions; ++i) {
+    if (i + kPrefetchRows < num_positions) {
+      PrefetchRow(grads + positions[i + kPrefetchRows] * dim, dim);
+    }
+    const float* grad = grads + positions[i] * dim;
+    for (int64_t d = 0; d < dim; ++d) sum[d] += grad[d];
+  }
+}
+
+// Whether no element of row [dim] is NaN or infinite.
+SLIPSTREAM_SIMD
+bool AllFinite(const float* row, int64_t dim) {
+  uint32_t largest = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    uint32_t bits;
+    std::memcpy(&bits, row + d, sizeof(bits));
+    largest = std::max(largest, bits & 0x7fffffffu);
+  }
+  return largest < 0x7f800000u;
+}
+
+// What a thread needs to group one bucket; kept for the next.
+struct GroupScratch {
+  Buffer<int32_t> slots;       // hash slot -> row of the bucket, or -1
+  Buffer<int32_t> lookup_row;  // lookup of the bucket -> its row
+  Buffer<int32_t> starts;      // row -> its first place in positions
+  Buffer<int32_t> positions;   // places in the batch, row by row
+};
+
+}  // namespace
+
+template <typename Index>
+void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
+  plans_.clear();
+  chunks_.clear();
+  buckets_.clear();
+  int64_t num_lookups = 0, num_counts = 0, num_sums = 0;
+  for (int64_t t = 0; t < static_cast<int64_t>(tables.size()); ++t) {
+    const int64_t num = tables[t].num_lookups;
+    TablePlan plan;
+    plan.bucket_bits = BucketBits(num);
+    plan.chunk_size = std::max(kLookupsPerBucket, (num + kMaxChunks - 1) / kMaxChunks);
+    plan.num_chunks = (num + plan.chunk_size - 1) / plan.chunk_size;
+    plan.first_lookup = num_lookups;
+    plan.first_histogram = num_counts;
+    plan.first_sum = num_sums;
+    for (int64_t c = 0; c < plan.num_chunks; ++c) {
+      chunks_.push_back({t, c * plan.chunk_size, std::min(num, (c + 1) * plan.chunk_size), c});
+    }
+    num_lookups += num;
+    num_counts += plan.num_chunks << plan.bucket_bits;
+    num_sums += num / 2 * tables[t].dim;  // a row that is summed has at least two lookups
+    plans_.push_back(plan);
+  }
+  histograms_.Reserve(num_counts);
+  positions_.Reserve(num_lookups);
+  rows_.Reserve(num_lookups);
+  sums_.Reserve(num_sums);
+}
+
+template <typename Index>
+BadLookup LiveRows::CheckAndCount(const Lookups<Index>& table, const Part& chunk) {
+  const TablePlan& plan = plans_[chunk.table];
+  int32_t* counts = histograms_.data() + plan.first_histogram + (chunk.index << plan.bucket_bits);
+  std::fill_n(counts, int64_t{1} << plan.bucket_bits, 0);
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+    const int64_t id = table.ids[i];
+    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(table.num_rows)) {
+      return {BadLookup::kId, chunk.table, i, id};
+    }
+    ++counts[BucketOf(id, plan.bucket_bits)];
+  }
+  return {};
+}
+
+// Turns the histograms into each chunk's first place in each bucket.
+void LiveRows::PlaceBuckets() {
+  for (int64_t t = 0; t < static_cast<int64_t>(plans_.size()); ++t) {
+    const TablePlan& plan = plans_[t];
+    const int64_t num_buckets = int64_t{1} << plan.bucket_bits;
+    int32_t* counts = histograms_.data() + plan.first_histogram;
+    int64_t place = 0;
+    for (int64_t b = 0; b < num_buckets && plan.num_chunks > 0; ++b) {
+      const int64_t begin = place;
+      for (int64_t c = 0; c < plan.num_chunks; ++c) {
+        int32_t& count = counts[c * num_buckets + b];
+        const int32_t here = count;
+        count = static_cast<int32_t>(place);
+        place += here;
+      }
+      if (place > begin) buckets_.push_back({t, begin, place, b});
+    }
+  }
+}
+
+template <typename Index>
+void LiveRows::Deal(const Lookups<Index>& table, const Part& chunk) {
+  const TablePlan& plan = plans_[chunk.table];
+  int32_t* places = histograms_.data() + plan.first_histogram + (chunk.index << plan.bucket_bits);
+  int32_t* positions = positions_.data() + plan.first_lookup;
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+    positions[places[BucketOf(table.ids[i], plan.bucket_bits)]++] = static_cast<int32_t>(i);
+  }
+}
+
+template <typename Index>
+LiveRows::BucketResult LiveRows::Group(const Lookups<Index>& table, const Part& bucket,
+                                       int64_t step) {
+  static thread_local GroupScratch scratch;
+  const TablePlan& plan = plans_[bucket.table];
+  const int32_t* lookups = positions_.data() + plan.first_lookup + bucket.begin;
+  LiveRow* rows = rows_.data() + plan.first_lookup + bucket.begin;
+  const int64_t num = bucket.end - bucket.begin;
+  int slot_bits = 4;
+  while ((int64_t{1} << slot_bits) < 2 * num) ++slot_bits;
+  const int64_t slot_mask = (int64_t{1} << slot_bits) - 1;
+  int32_t* slots = scratch.slots.Reserve(slot_mask + 1);
+  int32_t* lookup_row = scratch.lookup_row.Reserve(num);
+  int32_t* starts = scratch.starts.Reserve(num + 2);
+  int32_t* positions = scratch.positions.Reserve(num);
+  std::fill_n(slots, slot_mask + 1, -1);
+
+  int32_t num_rows = 0;
+  for (int64_t i = 0; i < num; ++i) {
+    const int64_t id = table.ids[lookups[i]];
+    // The top bits chose the bucket; the next ones choose the slot.
+    int64_t slot = (Hash(id) << plan.bucket_bits) >> (64 - slot_bits);
+    while (slots[slot] >= 0 && rows[slots[slot]].id != id) slot = (slot + 1) & slot_mask;
+    if (slots[slot] < 0) {
+      slots[slot] = num_rows;
+      rows[num_rows] = {id, nullptr, lookups[i]};
+      starts[num_rows + 2] = 0;
+      ++num_rows;
+    }
+    lookup_row[i] = slots[slot];
+    ++starts[slots[slot] + 2];
+  }
+  // starts[r + 1] runs from row r's first place to its end while the positions are filled in.
+  starts[0] = starts[1] = 0;
+  for (int32_t r = 0; r < num_rows; ++r) starts[r + 2] += starts[r + 1];
+  for (int64_t i = 0; i < num; ++i) positions[starts[lookup_row[i] + 1]++] = lookups[i];
+
+  BucketResult result;
+  result.counts.num_lookups = num;
+  result.counts.num_row_updates = num_rows;
+  result.bad = SumLive(table, bucket, starts, positions, num_rows, step, &result);
+  return result;
+}
+
+template <typename Index>
+BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, const int32_t* starts,
+                            const int32_t* positions, int64_t num_rows, int64_t step,
+                            BucketResult* result) {
+  const TablePlan& plan = plans_[bucket.table];
+  const int64_t dim = table.dim;
+  LiveRow* rows = rows_.data() + plan.first_lookup + bucket.begin;
+  float* sum = sums_.data() + plan.first_sum + bucket.begin / 2 * dim;
+  BadLookup bad;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const int64_t num_positions = starts[r + 1] - starts[r];
+    if (table.wake_steps != nullptr && step < table.wake_steps[rows[r].id]) {
+      result->counts.num_skipped_lookups += num_positions;
+      ++result->counts.num_skipped_row_updates;
+      continue;
+    }
+    if (r + kPrefetchRows < num_rows) {
+      PrefetchRow(table.grads + positions[starts[r + kPrefetchRows]] * dim, dim);
+    }
+    LiveRow row = rows[r];
+    if (num_positions == 1) {
+      row.grad = table.grads + row.first_lookup * dim;
+    } else {
+      SumRows(table.grads, positions + starts[r], num_positions, dim, sum);
+      row.grad = sum;
+      sum += dim;
+    }
+    if (!AllFinite(row.grad, dim)) {
+      const BadLookup here{BadLookup::kGradient, bucket.table, row.first_lookup, row.id};
+      if (bad.kind == BadLookup::kNone || Before(here, bad)) bad = here;
+    }
+    rows[result->num_live++] = row;
+  }
+  return bad;
+}
+
+template <typename Index>
+BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step,
+                         const ParallelFor& parallel_for) {
+  Plan(tables);
+  bad_.assign(chunks_.size(), {});
+  parallel_for(chunks_.size(),
+               [&](int64_t c) { bad_[c] = CheckAndCount(tables[chunks_[c].table], chunks_[c]); });
+  const BadLookup bad_id = First(bad_);
+  if (bad_id.kind != BadLookup::kNone) return bad_id;
+
+  PlaceBuckets();
+  parallel_for(chunks_.size(), [&](int64_t c) { Deal(tables[chunks_[c].table], chunks_[c]); });
+  results_.assign(buckets_.size(), {});
+  parallel_for(buckets_.size(), [&](int64_t b) {
+    results_[b] = Group(tables[buckets_[b].table], buckets_[b], step);
+  });
+
+  counts_.assign(tables.size(), {});
+  runs_.clear();
+  bad_.clear();
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Part& bucket = buckets_[b];
+    const BucketResult& result = results_[b];
+    RowCounts& counts = counts_[bucket.table];
+    counts.num_lookups += result.counts.num_lookups;
+    counts.num_skipped_lookups += result.counts.num_skipped_lookups;
+    counts.num_row_updates += result.counts.num_row_updates;
+    counts.num_skipped_row_updates += result.counts.num_skipped_row_updates;
+    bad_.push_back(result.bad);
+    if (result.num_live > 0) {
+      const int64_t first = plans_[bucket.table].first_lookup + bucket.begin;
+      runs_.push_back({bucket.table, rows_.data() + first, result.num_live});
+    }
+  }
+  return First(bad_);
+}
+
+template <typename Index>
+void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids,
+                                float* grads, const ParallelFor& parallel_for) const {
+  // A row's place is the number of rows that came before its first lookup.
+  std::vector<int32_t> places(num_lookups, 0);
+  std::vector<const Run*> runs;
+  for (const Run& run : runs_) {
+    if (run.table != table) continue;
+    runs.push_back(&run);
+    for (int64_t r = 0; r < run.num_rows; ++r) places[run.rows[r].first_lookup] = 1;
+  }
+  int32_t place = 0;
+  for (int32_t& here : places) {
+    const int32_t is_first = here;
+    here = place;
+    place += is_first;
+  }
+  parallel_for(runs.size(), [&](int64_t i) {
+    for (int64_t r = 0; r < runs[i]->num_rows; ++r) {
+      const LiveRow& row = runs[i]->rows[r];
+      const int64_t to = places[row.first_lookup];
+      ids[to] = static_cast<Index>(row.id);
+      std::memcpy(grads + to * dim, row.grad, dim * sizeof(float));
+    }
+  });
+}
+
+template void LiveRows::CopyInBatchOrder(int64_t, int64_t, int64_t, int32_t*, float*,
+                                         const ParallelFor&) const;
+template void LiveRows::CopyInBatchOrder(int64_t, int64_t, int64_t, int64_t*, float*,
+                                         const ParallelFor&) const;
+template BadLookup LiveRows::Find(const std::vector<Lookups<int32_t>>&, int64_t,
+                                  const ParallelFor&);
+template BadLookup LiveRows::Find(const std::vector<Lookups<int64_t>>&, int64_t,
+                                  const ParallelFor&);
+
+}  // namespace slipstream

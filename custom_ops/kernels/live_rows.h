@@ -1,0 +1,138 @@
+#ifndef SLIPSTREAM_KERNELS_LIVE_ROWS_H_
+#define SLIPSTREAM_KERNELS_LIVE_ROWS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "parallel.h"
+
+namespace slipstream {
+
+// What one step looked up in one table, and the gradients that came back. All unchanged.
+//   ids        [num_lookups]; may repeat, in any order
+//   grads      [num_lookups, dim] row-major
+//   wake_steps [num_rows], or null where every row is live: a row is stale in each step < its own
+template <typename Index>
+struct Lookups {
+  const Index* ids;
+  const float* grads;
+  const int32_t* wake_steps;
+  int64_t num_lookups;
+  int64_t num_rows;
+  int64_t dim;
+};
+
+// A row to update.
+//   grad         [dim]: the sum of its gradient rows in batch order. Where it was looked up once,
+//   this
+//                is the caller's own memory, so that the common case copies nothing.
+//   first_lookup where in the batch its id came first
+struct LiveRow {
+  int64_t id;
+  const float* grad;
+  int32_t first_lookup;
+};
+
+// Counts of one step in one table.
+struct RowCounts {
+  int64_t num_lookups = 0;
+  int64_t num_skipped_lookups = 0;
+  int64_t num_row_updates = 0;  // distinct rows, the stale ones included
+  int64_t num_skipped_row_updates = 0;
+};
+
+// The first thing found that keeps a step from being applied.
+struct BadLookup {
+  enum Kind { kNone, kId, kGradient };
+  Kind kind = kNone;
+  int64_t table = 0;
+  int64_t lookup = 0;  // position in the batch
+  int64_t id = 0;
+};
+
+// Finds the rows that a step updates: drops repeats, leaves out stale rows, sums gradients.
+//
+// Lookups are first dealt into buckets by a hash of their id, then each bucket is worked on alone,
+// in batch order. The number of buckets follows from the number of lookups, never from the threads,
+// so that sums and order repeat bit for bit. The gradient of a stale row is never read.
+//
+// Holds its memory between steps; not safe for two steps at once.
+class LiveRows {
+ public:
+  // Every table's ids must be below 2^31 lookups. Stops at the first id outside [0, num_rows) or,
+  // if there is none, at the first row whose summed gradient is NaN or infinite, in batch order.
+  template <typename Index>
+  BadLookup Find(const std::vector<Lookups<Index>>& tables, int64_t step,
+                 const ParallelFor& parallel_for);
+
+  // Rows of one table found by Find(), as runs of contiguous rows in an order that repeats.
+  struct Run {
+    int64_t table;
+    const LiveRow* rows;
+    int64_t num_rows;
+  };
+  const std::vector<Run>& runs() const { return runs_; }
+  const RowCounts& counts(int64_t table) const { return counts_[table]; }
+  int64_t num_live(int64_t table) const {
+    return counts_[table].num_row_updates - counts_[table].num_skipped_row_updates;
+  }
+
+  // Copies what Find() found in a table of num_lookups lookups, in order of first appearance.
+  //   ids   [num_live(table)], overwritten
+  //   grads [num_live(table), dim], overwritten
+  template <typename Index>
+  void CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids, float* grads,
+                        const ParallelFor& parallel_for) const;
+
+ private:
+  // A part of one table's lookups: contiguous in the batch (chunk) or alike in hash (bucket).
+  struct Part {
+    int64_t table;
+    int64_t begin;
+    int64_t end;
+    int64_t index;  // among the parts of its table
+  };
+  struct TablePlan {
+    int bucket_bits;
+    int64_t num_chunks;
+    int64_t chunk_size;
+    int64_t first_lookup;     // its lookups' place in positions_ and rows_
+    int64_t first_histogram;  // its [num_chunks, num_buckets] in histograms_
+    int64_t first_sum;        // its place in sums_
+  };
+  struct BucketResult {
+    int64_t num_live = 0;
+    RowCounts counts;
+    BadLookup bad;
+  };
+
+  template <typename Index>
+  void Plan(const std::vector<Lookups<Index>>& tables);
+  template <typename Index>
+  BadLookup CheckAndCount(const Lookups<Index>& table, const Part& chunk);
+  void PlaceBuckets();
+  template <typename Index>
+  void Deal(const Lookups<Index>& table, const Part& chunk);
+  template <typename Index>
+  BucketResult Group(const Lookups<Index>& table, const Part& bucket, int64_t step);
+  template <typename Index>
+  BadLookup SumLive(const Lookups<Index>& table, const Part& bucket, const int32_t* starts,
+                    const int32_t* positions, int64_t num_rows, int64_t step, BucketResult* result);
+
+  std::vector<TablePlan> plans_;
+  std::vector<Part> chunks_;
+  std::vector<Part> buckets_;
+  std::vector<BadLookup> bad_;
+  std::vector<BucketResult> results_;
+  std::vector<RowCounts> counts_;
+  std::vector<Run> runs_;
+  Buffer<int32_t> histograms_;
+  Buffer<int32_t> positions_;
+  Buffer<LiveRow> rows_;
+  Buffer<float> sums_;
+};
+
+}  // namespace slipstream
+
+#endif  // SLIPSTREAM_KERNELS_LIVE_ROWS_H_

@@ -1,0 +1,37 @@
+#ifndef SLIPSTREAM_KERNELS_SIMD_H_
+#define SLIPSTREAM_KERNELS_SIMD_H_
+
+// A function marked SLIPSTREAM_SIMD is compiled once per instruction set and the best one is chosen
+// when the library loads. Together with -ffp-contract=off all of them give the same bits. The
+// choice runs before a sanitizer has started, so sanitized builds have the baseline alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define SLIPSTREAM_SIMD \
+  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
+#else
+#define SLIPSTREAM_SIMD
+#endif
+
+#define SLIPSTREAM_INLINE inline __attribute__((always_inline))
+
+#include <cstdint>
+
+namespace slipstream {
+
+inline constexpr int64_t kCacheLineBytes = 64;
+
+// Rows are random accesses: while one is worked on, the one this many rows ahead is on its way.
+inline constexpr int64_t kPrefetchRows = 8;
+
+// Starts to load row [dim] for writing.
+SLIPSTREAM_INLINE void PrefetchRow(const float* row, int64_t dim) {
+  const char* line = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(float));
+       byte += kCacheLineBytes) {
+    __builtin_prefetch(line + byte, 1, 3);
+  }
+}
+
+}  // namespace slipstream
+
+#endif  // SLIPSTREAM_KERNELS_SIMD_H_

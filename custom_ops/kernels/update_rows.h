@@ -1,0 +1,52 @@
+#ifndef SLIPSTREAM_KERNELS_UPDATE_ROWS_H_
+#define SLIPSTREAM_KERNELS_UPDATE_ROWS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "live_rows.h"
+#include "parallel.h"
+#include "update_rules.h"
+
+namespace slipstream {
+
+// A table and its slots, written in place.
+//   table        [num_rows, dim] row-major
+//   slots        [num_rows, slot_dim] each, as many as the rule has; slot_dim is dim or, for a rule
+//                that keeps one value per row, 1
+//   last_steps   [num_rows]: the step (modulo 2^32) in which a row was last touched, 0 before the
+//                first; null for a rule without moments
+struct Table {
+  float* table;
+  float* slots[kMaxSlots];
+  int num_slots;
+  int32_t* last_steps;
+  int64_t dim;
+  int64_t slot_dim;
+};
+
+// A rule as the ops name it; the fields are those of its struct in update_rules.h.
+struct RuleInfo {
+  const char* name;
+  int num_hyperparameters;
+  int (*num_slots)(const double* hyperparameters);
+  bool slots_per_row;
+  bool has_moments;
+  void (*update)(const Table& table, const LiveRow* rows, int64_t num_rows,
+                 const StepSettings& settings, float* clipped);
+};
+
+// The rule of that name, or null.
+const RuleInfo* FindRule(const std::string& name);
+
+// Updates every row of `runs` in its table: weight decay, then the rule. Rows are distinct, so each
+// is written by one thread and the result does not depend on their number.
+//   settings [num_tables]
+void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
+                const std::vector<StepSettings>& settings, const std::vector<LiveRows::Run>& runs,
+                const ParallelFor& parallel_for);
+
+}  // namespace slipstream
+
+#endif  // SLIPSTREAM_KERNELS_UPDATE_ROWS_H_

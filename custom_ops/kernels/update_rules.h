@@ -1,0 +1,263 @@
+#ifndef SLIPSTREAM_KERNELS_UPDATE_RULES_H_
+#define SLIPSTREAM_KERNELS_UPDATE_RULES_H_
+
+// One struct per update rule: what it does to one row, given the row's summed gradient. The
+// equations and the operations' order are Keras's, so that a batch that touches every row gives
+// what Keras's dense update gives. Each has:
+//   Rule(settings)        reads `settings.hyperparameters`, whose order is that of the fields of
+//   the
+//                         Python rule of the same name (tf_slipstream/update_rules)
+//   NumSlots(hyperparameters), kNumHyperparameters
+//   kSlotsPerRow          whether a slot has one value per row instead of one per element
+//   kHasMoments           whether it must know the steps that a row missed
+//   Update(row, grad, dim, missed)
+//                         row: the row and its slots; grad [dim]; missed: the steps since the row
+//                         was last touched, for which its moments decay as if the gradient had been
+//                         zero
+
+#include <cmath>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace slipstream {
+
+inline constexpr int kMaxSlots = 3;
+
+// What a step applies alike to every row of a table.
+struct StepSettings {
+  int64_t step = 1;  // 1 in the first step
+  double learning_rate = 0;
+  double weight_decay = 0;  // 0: none
+  double clip_value = 0;    // 0: none
+  double grad_scale = 1;    // multiplies the summed gradient, before clip_value
+  const double* hyperparameters = nullptr;
+};
+
+// A row [dim] and its slots: [dim] each, or [1] where the rule keeps one value per row.
+struct RowState {
+  float* row;
+  float* slots[kMaxSlots];
+};
+
+// base^exponent for exponent >= 0 by squaring; exact powers repeat on any machine.
+SLIPSTREAM_INLINE double IntegerPower(double base, uint32_t exponent) {
+  double power = 1;
+  for (; exponent != 0; exponent >>= 1) {
+    if (exponent & 1) power *= base;
+    base *= base;
+  }
+  return power;
+}
+
+SLIPSTREAM_INLINE void Scale(float* __restrict values, int64_t dim, float factor) {
+  for (int64_t d = 0; d < dim; ++d) values[d] *= factor;
+}
+
+struct Sgd {
+  static constexpr int kNumHyperparameters = 0;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = false;
+  static int NumSlots(const double*) { return 0; }
+  explicit Sgd(const StepSettings& s) : learning_rate(s.learning_rate) {}
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t) const {
+    float* __restrict row = r.row;
+    for (int64_t d = 0; d < dim; ++d) row[d] -= grad[d] * learning_rate;
+  }
+  float learning_rate;
+};
+
+struct Momentum {
+  static constexpr int kNumHyperparameters = 2;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = true;
+  static int NumSlots(const double*) { return 1; }
+  explicit Momentum(const StepSettings& s)
+      : learning_rate(s.learning_rate),
+        momentum(s.hyperparameters[0]),
+        nesterov(s.hyperparameters[1] != 0) {}
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t missed) const {
+    float* __restrict row = r.row;
+    float* __restrict m = r.slots[0];
+    const float mu = static_cast<float>(momentum);
+    if (missed > 0) Scale(m, dim, IntegerPower(momentum, missed));
+    for (int64_t d = 0; d < dim; ++d) {
+      m[d] = m[d] * mu - grad[d] * learning_rate;
+      row[d] += nesterov ? m[d] * mu - grad[d] * learning_rate : m[d];
+    }
+  }
+  float learning_rate;
+  double momentum;
+  bool nesterov;
+};
+
+struct Adagrad {
+  static constexpr int kNumHyperparameters = 1;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = false;
+  static int NumSlots(const double*) { return 1; }
+  explicit Adagrad(const StepSettings& s)
+      : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t) const {
+    float* __restrict row = r.row;
+    float* __restrict accumulator = r.slots[0];
+    for (int64_t d = 0; d < dim; ++d) {
+      accumulator[d] += grad[d] * grad[d];
+      row[d] -= learning_rate * grad[d] / std::sqrt(accumulator[d] + epsilon);
+    }
+  }
+  float learning_rate, epsilon;
+};
+
+struct RowWiseAdagrad {
+  static constexpr int kNumHyperparameters = 1;
+  static constexpr bool kSlotsPerRow = true, kHasMoments = false;
+  static int NumSlots(const double*) { return 1; }
+  explicit RowWiseAdagrad(const StepSettings& s)
+      : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t) const {
+    float* __restrict row = r.row;
+    float* __restrict accumulator = r.slots[0];
+    *accumulator += SumOfSquares(grad, dim) / static_cast<float>(dim);
+    const float denominator = std::sqrt(*accumulator) + epsilon;
+    for (int64_t d = 0; d < dim; ++d) row[d] -= learning_rate * grad[d] / denominator;
+  }
+  // In a fixed number of lanes, so that every instruction set adds in the same order.
+  static SLIPSTREAM_INLINE float SumOfSquares(const float* __restrict grad, int64_t dim) {
+    constexpr int64_t kLanes = 16;
+    float lanes[kLanes] = {};
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] += grad[d + lane] * grad[d + lane];
+      }
+    }
+    for (int64_t lane = 0; d < dim; ++d, ++lane) lanes[lane] += grad[d] * grad[d];
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    }
+    return lanes[0];
+  }
+  float learning_rate, epsilon;
+};
+
+struct Adam {
+  static constexpr int kNumHyperparameters = 4;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = true;
+  static int NumSlots(const double* h) { return h[3] != 0 ? 3 : 2; }
+  explicit Adam(const StepSettings& s)
+      : beta_1(s.hyperparameters[0]),
+        beta_2(s.hyperparameters[1]),
+        epsilon(s.hyperparameters[2]),
+        amsgrad(s.hyperparameters[3] != 0) {
+    const double step = static_cast<double>(s.step);
+    alpha = s.learning_rate * std::sqrt(1 - std::pow(beta_2, step)) / (1 - std::pow(beta_1, step));
+  }
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t missed) const {
+    float* __restrict row = r.row;
+    float* __restrict m = r.slots[0];
+    float* __restrict v = r.slots[1];
+    if (missed > 0) {
+      Scale(m, dim, IntegerPower(beta_1, missed));
+      Scale(v, dim, IntegerPower(beta_2, missed));
+    }
+    const float new_1 = static_cast<float>(1 - beta_1), new_2 = static_cast<float>(1 - beta_2);
+    if (amsgrad) {
+      float* __restrict v_max = r.slots[2];
+      for (int64_t d = 0; d < dim; ++d) {
+        m[d] += (grad[d] - m[d]) * new_1;
+        v[d] += (grad[d] * grad[d] - v[d]) * new_2;
+        v_max[d] = v_max[d] > v[d] ? v_max[d] : v[d];
+        row[d] -= m[d] * alpha / (std::sqrt(v_max[d]) + epsilon);
+      }
+      return;
+    }
+    for (int64_t d = 0; d < dim; ++d) {
+      m[d] += (grad[d] - m[d]) * new_1;
+      v[d] += (grad[d] * grad[d] - v[d]) * new_2;
+      row[d] -= m[d] * alpha / (std::sqrt(v[d]) + epsilon);
+    }
+  }
+  double beta_1, beta_2;
+  float alpha, epsilon;
+  bool amsgrad;
+};
+
+struct RmsProp {
+  static constexpr int kNumHyperparameters = 4;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = true;
+  static int NumSlots(const double* h) { return 1 + (h[1] > 0) + (h[3] != 0); }
+  explicit RmsProp(const StepSettings& s)
+      : learning_rate(s.learning_rate),
+        rho(s.hyperparameters[0]),
+        momentum(s.hyperparameters[1]),
+        epsilon(s.hyperparameters[2]),
+        centered(s.hyperparameters[3] != 0) {}
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t missed) const {
+    float* __restrict row = r.row;
+    float* __restrict velocity = r.slots[0];
+    float* __restrict mean = r.slots[1];                   // centered only
+    float* __restrict buffer = r.slots[centered ? 2 : 1];  // with momentum only
+    const float keep = static_cast<float>(rho), take = static_cast<float>(1 - rho);
+    const float mu = static_cast<float>(momentum);
+    if (missed > 0) {
+      const float decay = static_cast<float>(IntegerPower(rho, missed));
+      Scale(velocity, dim, decay);
+      if (centered) Scale(mean, dim, decay);
+      if (momentum > 0) Scale(buffer, dim, IntegerPower(momentum, missed));
+    }
+    for (int64_t d = 0; d < dim; ++d) {
+      velocity[d] = keep * velocity[d] + take * (grad[d] * grad[d]);
+      float denominator = velocity[d] + epsilon;
+      if (centered) {
+        mean[d] = keep * mean[d] + take * grad[d];
+        denominator = velocity[d] - mean[d] * mean[d] + epsilon;
+      }
+      float increment = learning_rate * grad[d] / std::sqrt(denominator);
+      if (momentum > 0) increment = buffer[d] = mu * buffer[d] + increment;
+      row[d] -= increment;
+    }
+  }
+  float learning_rate;
+  double rho, momentum;
+  float epsilon;
+  bool centered;
+};
+
+struct Ftrl {
+  static constexpr int kNumHyperparameters = 5;
+  static constexpr bool kSlotsPerRow = false, kHasMoments = false;
+  static int NumSlots(const double*) { return 2; }
+  explicit Ftrl(const StepSettings& s)
+      : learning_rate(s.learning_rate),
+        power(-s.hyperparameters[0]),
+        l1(s.hyperparameters[1]),
+        l2(s.hyperparameters[2] + s.hyperparameters[4] / (2 * s.learning_rate)),
+        l2_shrinkage(s.hyperparameters[3]) {}
+  SLIPSTREAM_INLINE float Power(float x) const {
+    return power == 0.5f ? std::sqrt(x) : std::pow(x, power);
+  }
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+                                uint32_t) const {
+    float* __restrict row = r.row;
+    float* __restrict accumulator = r.slots[0];
+    float* __restrict linear = r.slots[1];
+    for (int64_t d = 0; d < dim; ++d) {
+      const float accumulated = accumulator[d] + grad[d] * grad[d];
+      const float new_power = Power(accumulated);
+      linear[d] += grad[d] + 2 * l2_shrinkage * row[d] -
+                   (new_power - Power(accumulator[d])) / learning_rate * row[d];
+      const float clipped = std::fmin(std::fmax(linear[d], -l1), l1);
+      row[d] = (clipped - linear[d]) / (new_power / learning_rate + 2 * l2);
+      accumulator[d] = accumulated;
+    }
+  }
+  float learning_rate, power, l1, l2, l2_shrinkage;
+};
+
+}  // namespace slipstream
+
+#endif  // SLIPSTREAM_KERNELS_UPDATE_RULES_H_

@@ -1,0 +1,97 @@
+#include "kernel_context.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "tensorflow/core/platform/threadpool.h"
+
+namespace slipstream {
+
+using tensorflow::OpInputList;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+
+ParallelFor IntraOpPool(OpKernelContext* context) {
+  tensorflow::thread::ThreadPool* pool =
+      context->device()->tensorflow_cpu_worker_threads()->workers;
+  return [pool](int64_t num_tasks, const std::function<void(int64_t)>& task) {
+    const int64_t num_threads = std::min<int64_t>(num_tasks, pool->NumThreads());
+    if (num_threads <= 1) {
+      for (int64_t i = 0; i < num_tasks; ++i) task(i);
+      return;
+    }
+    // Tasks differ in size, so each thread takes the next one when it is done with its last.
+    std::atomic<int64_t> next{0};
+    pool->ParallelFor(num_threads, tensorflow::thread::ThreadPool::SchedulingParams::Fixed(1),
+                      [&](int64_t, int64_t) {
+                        for (int64_t i = next++; i < num_tasks; i = next++) task(i);
+                      });
+  };
+}
+
+std::unique_ptr<LiveRows> LiveRowsPool::Take() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (free_.empty()) return std::make_unique<LiveRows>();
+  std::unique_ptr<LiveRows> live_rows = std::move(free_.back());
+  free_.pop_back();
+  return live_rows;
+}
+
+void LiveRowsPool::Return(std::unique_ptr<LiveRows> live_rows, int64_t num_lookups) {
+  constexpr int64_t kMaxKeptLookups = int64_t{1} << 22;
+  if (num_lookups > kMaxKeptLookups) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(live_rows));
+}
+
+template <typename Index>
+absl::Status ReadLookups(OpKernelContext* context, const std::vector<std::string>& table_names,
+                         const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
+                         const std::vector<const int32_t*>& wake_steps,
+                         std::vector<Lookups<Index>>* lookups) {
+  OpInputList indices, grads;
+  TF_RETURN_IF_ERROR(context->input_list("indices", &indices));
+  TF_RETURN_IF_ERROR(context->input_list("grads", &grads));
+  for (int t = 0; t < indices.size(); ++t) {
+    const Tensor& ids = indices[t];
+    const Tensor& rows = grads[t];
+    if (ids.dims() != 1 || rows.dims() != 2 || rows.dim_size(0) != ids.dim_size(0) ||
+        rows.dim_size(1) != dims[t]) {
+      return InvalidArgument("table '", table_names[t],
+                             "': expected indices [num_lookups] and gradient rows ",
+                             "[num_lookups, ", dims[t], "], got ", ids.shape().DebugString(),
+                             " and ", rows.shape().DebugString());
+    }
+    if (ids.dim_size(0) > std::numeric_limits<int32_t>::max()) {
+      return InvalidArgument("table '", table_names[t], "': ", ids.dim_size(0),
+                             " lookups in one step; at most 2^31 - 1 are possible");
+    }
+    lookups->push_back({ids.flat<Index>().data(), rows.flat<float>().data(), wake_steps[t],
+                        ids.dim_size(0), num_rows[t], dims[t]});
+  }
+  return absl::OkStatus();
+}
+
+template absl::Status ReadLookups(OpKernelContext*, const std::vector<std::string>&,
+                                  const std::vector<int64_t>&, const std::vector<int64_t>&,
+                                  const std::vector<const int32_t*>&,
+                                  std::vector<Lookups<int32_t>>*);
+template absl::Status ReadLookups(OpKernelContext*, const std::vector<std::string>&,
+                                  const std::vector<int64_t>&, const std::vector<int64_t>&,
+                                  const std::vector<const int32_t*>&,
+                                  std::vector<Lookups<int64_t>>*);
+
+absl::Status BadLookupError(const BadLookup& bad, const std::string& table_name, int64_t num_rows) {
+  if (bad.kind == BadLookup::kId) {
+    return InvalidArgument("table '", table_name, "': id ", bad.id, " at position ", bad.lookup,
+                           " is not in [0, ", num_rows, "). No row was changed.");
+  }
+  return InvalidArgument(
+      "table '", table_name, "': the gradient of row ", bad.id, " (first looked up at position ",
+      bad.lookup,
+      ") is NaN or infinite. No row was changed. Look at the loss and the inputs of this batch, "
+      "lower the learning rate, clip gradients, or train float16 under a LossScaleOptimizer.");
+}
+
+}  // namespace slipstream

@@ -1,0 +1,52 @@
+#ifndef SLIPSTREAM_TF_KERNEL_CONTEXT_H_
+#define SLIPSTREAM_TF_KERNEL_CONTEXT_H_
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../kernels/live_rows.h"
+#include "../kernels/parallel.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "tensorflow/core/framework/op_kernel.h"
+
+namespace slipstream {
+
+template <typename... Args>
+absl::Status InvalidArgument(const Args&... args) {
+  return absl::InvalidArgumentError(absl::StrCat(args...));
+}
+
+// Runs tasks on the device's intra-op pool, the calling thread included.
+ParallelFor IntraOpPool(tensorflow::OpKernelContext* context);
+
+// Memory for LiveRows::Find, reused from step to step; one to each of the steps that run at once.
+class LiveRowsPool {
+ public:
+  std::unique_ptr<LiveRows> Take();
+  // Gives it back, unless its step was so large that keeping it would hold too much memory.
+  void Return(std::unique_ptr<LiveRows> live_rows, int64_t num_lookups);
+
+ private:
+  std::mutex mutex_;  // guards free_
+  std::vector<std::unique_ptr<LiveRows>> free_;
+};
+
+// Reads the inputs "indices" and "grads" of an op: one pair per table. `num_rows`, `dims` and
+// `wake_steps` (null: every row is live) are the tables'. Checks ranks and sizes.
+template <typename Index>
+absl::Status ReadLookups(tensorflow::OpKernelContext* context,
+                         const std::vector<std::string>& table_names,
+                         const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
+                         const std::vector<const int32_t*>& wake_steps,
+                         std::vector<Lookups<Index>>* lookups);
+
+// What is wrong with a lookup, for the user who made the batch.
+absl::Status BadLookupError(const BadLookup& bad, const std::string& table_name, int64_t num_rows);
+
+}  // namespace slipstream
+
+#endif  // SLIPSTREAM_TF_KERNEL_CONTEXT_H_

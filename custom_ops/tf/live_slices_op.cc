@@ -1,0 +1,113 @@
+// LiveSlices: the distinct live ids of each table and their summed gradient rows.
+#include <string>
+#include <vector>
+
+#include "kernel_context.h"
+#include "table_variables.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace slipstream {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::OpOutputList;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+REGISTER_OP("Slipstream>LiveSlices")
+    .Input("wake_steps: N * resource")
+    .Input("indices: N * Tindices")
+    .Input("grads: N * float")
+    .Input("step: int64")
+    .Output("live_indices: N * Tindices")
+    .Output("live_grads: N * float")
+    .Attr("N: int >= 1")
+    .Attr("Tindices: {int32, int64}")
+    .Attr("table_names: list(string)")
+    .Attr("num_rows: list(int)")
+    .SetIsStateful()
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
+      int num_tables;
+      TF_RETURN_IF_ERROR(c->GetAttr("N", &num_tables));
+      for (int t = 0; t < num_tables; ++t) {
+        tensorflow::shape_inference::ShapeHandle grads;
+        TF_RETURN_IF_ERROR(c->WithRank(c->input(2 * num_tables + t), 2, &grads));
+        c->set_output(t, c->Vector(c->UnknownDim()));
+        c->set_output(num_tables + t, c->Matrix(c->UnknownDim(), c->Dim(grads, 1)));
+      }
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Distinct live ids of each table, in order of first appearance, and the sums of their gradient rows.
+
+A row is stale, and left out, in every step below its wake step; wake_steps is empty where all are live.
+step: The number of this step, 1 in the first.
+)doc");
+
+template <typename Index>
+class LiveSlicesOp : public OpKernel {
+ public:
+  explicit LiveSlicesOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
+    OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const int64_t num_tables = num_rows_.size();
+    TableVariables variables;
+    OP_REQUIRES_OK(context, variables.Add(context, "wake_steps", tensorflow::DT_INT32));
+    variables.LockForReading();
+    std::vector<const int32_t*> wake_steps(num_tables, nullptr);
+    std::vector<int64_t> dims(num_tables);
+    tensorflow::OpInputList grads;
+    OP_REQUIRES_OK(context, context->input_list("grads", &grads));
+    for (int64_t t = 0; t < num_tables; ++t) {
+      OP_REQUIRES_OK(context, variables.WakeSteps(t, num_rows_[t], &wake_steps[t]));
+      dims[t] = grads[t].dims() == 2 ? grads[t].dim_size(1) : 0;
+    }
+    std::vector<Lookups<Index>> lookups;
+    OP_REQUIRES_OK(context,
+                   ReadLookups(context, table_names_, num_rows_, dims, wake_steps, &lookups));
+    const Tensor* step;
+    OP_REQUIRES_OK(context, context->input("step", &step));
+
+    const ParallelFor parallel_for = IntraOpPool(context);
+    std::unique_ptr<LiveRows> live_rows = pool_.Take();
+    const BadLookup bad = live_rows->Find(lookups, step->scalar<int64_t>()(), parallel_for);
+    OP_REQUIRES(context, bad.kind == BadLookup::kNone,
+                BadLookupError(bad, table_names_[bad.table], num_rows_[bad.table]));
+
+    OpOutputList live_indices, live_grads;
+    OP_REQUIRES_OK(context, context->output_list("live_indices", &live_indices));
+    OP_REQUIRES_OK(context, context->output_list("live_grads", &live_grads));
+    int64_t num_lookups = 0;
+    for (int64_t t = 0; t < num_tables; ++t) {
+      const int64_t num_live = live_rows->num_live(t);
+      Tensor *ids, *rows;
+      OP_REQUIRES_OK(context, live_indices.allocate(t, TensorShape({num_live}), &ids));
+      OP_REQUIRES_OK(context, live_grads.allocate(t, TensorShape({num_live, dims[t]}), &rows));
+      live_rows->CopyInBatchOrder(t, lookups[t].num_lookups, dims[t], ids->flat<Index>().data(),
+                                  rows->flat<float>().data(), parallel_for);
+      num_lookups += lookups[t].num_lookups;
+    }
+    pool_.Return(std::move(live_rows), num_lookups);
+  }
+
+ private:
+  std::vector<std::string> table_names_;
+  std::vector<int64_t> num_rows_;
+  LiveRowsPool pool_;
+};
+
+REGISTER_KERNEL_BUILDER(Name("Slipstream>LiveSlices")
+                            .Device(tensorflow::DEVICE_CPU)
+                            .TypeConstraint<int32_t>("Tindices"),
+                        LiveSlicesOp<int32_t>);
+REGISTER_KERNEL_BUILDER(Name("Slipstream>LiveSlices")
+                            .Device(tensorflow::DEVICE_CPU)
+                            .TypeConstraint<int64_t>("Tindices"),
+                        LiveSlicesOp<int64_t>);
+
+}  // namespace slipstream

@@ -1,0 +1,156 @@
+"""Keras 3 and tf_keras behind the same names: the only module that knows which of them is in use.
+
+As for `tf.keras`, it is Keras 3 unless TF_USE_LEGACY_KERAS=1 is set before TensorFlow is imported.
+"""
+
+import os
+import warnings
+
+import tensorflow as tf
+
+IS_KERAS_3 = os.environ.get("TF_USE_LEGACY_KERAS") not in ("1", "true", "True")
+
+if IS_KERAS_3:
+    import keras
+else:
+    import tf_keras as keras
+
+if IS_KERAS_3 and keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "tf_slipstream trains with Keras's TensorFlow backend, but Keras runs on "
+        f"'{keras.config.backend()}'. Set KERAS_BACKEND=tensorflow before keras is imported."
+    )
+
+register_serializable = keras.saving.register_keras_serializable(package="tf_slipstream")
+
+
+def tf_variable(variable):
+    """Returns the `tf.Variable` behind a Keras variable."""
+    return variable.value if IS_KERAS_3 and isinstance(variable, keras.Variable) else variable
+
+
+def add_table(layer, **arguments):
+    """Adds an embedding layer's table, never cast to a lower precision, and returns it."""
+    if IS_KERAS_3:
+        layer._embeddings = layer.add_weight(autocast=False, **arguments)
+        return layer._embeddings
+    layer.embeddings = layer.add_weight(experimental_autocast=False, **arguments)
+    return layer.embeddings
+
+
+def is_unsupported_dtype_policy(layer):
+    """Whether a layer's variables are not float32, or are quantized."""
+    quantized = IS_KERAS_3 and layer.quantization_mode is not None
+    return quantized or layer.variable_dtype != "float32"
+
+
+def current_learning_rate(optimizer):
+    """Returns the learning rate of the step to come, a float32 scalar tensor."""
+    rate = optimizer._learning_rate
+    if callable(rate) and not isinstance(rate, tf.Variable) and not hasattr(rate, "assign"):
+        is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        rate = rate(optimizer.iterations) if is_schedule else rate()
+    return tf.cast(tf.convert_to_tensor(rate), tf.float32)
+
+
+def apply_to(optimizer, grads, variables):
+    """Applies gradients that are already summed over replicas where tf_keras expects it so."""
+    if IS_KERAS_3:
+        optimizer.apply(grads, variables)
+    else:
+        optimizer.apply_gradients(zip(grads, variables), skip_gradients_aggregation=True)
+
+
+class WrappingOptimizer(keras.optimizers.Optimizer):
+    """An optimizer around `self.inner_optimizer`, with one `_apply` for both Kerases.
+
+    As Keras's `LossScaleOptimizer` does it: the variables are its own, then the inner one's;
+    learning rate and step counter are the inner one's. A subclass has
+
+    - `_build(variables)`: creates the state of these variables; called once, eagerly;
+    - `_apply(grads, variables)`: does a step, given every gradient that is not None.
+    """
+
+    def __init__(self, inner_optimizer, name):
+        if IS_KERAS_3:
+            super().__init__(learning_rate=0.0, name=name)
+        else:
+            super().__init__(name=name, weight_decay=None, jit_compile=False)
+        self.inner_optimizer = inner_optimizer
+
+    def build(self, variables):
+        # The name of this attribute is all that differs: `built` in Keras 3, `_built` in tf_keras.
+        flag = "built" if IS_KERAS_3 else "_built"
+        if getattr(self, flag, False):
+            return
+        with tf.init_scope():
+            self._build(list(variables))
+            super().build(list(variables))
+        setattr(self, flag, True)
+
+    @property
+    def variables(self):
+        own = super().variables
+        return type(own)([*own, *self.inner_optimizer.variables])
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @iterations.setter
+    def iterations(self, variable):
+        self.inner_optimizer.iterations = variable
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def loss_scale_factor(self):
+        return getattr(self.inner_optimizer, "loss_scale_factor", None)
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor):
+        # Keras sets it before there is an inner optimizer, and to None under a LossScaleOptimizer.
+        if hasattr(self, "inner_optimizer"):
+            self.inner_optimizer.loss_scale_factor = factor
+
+    def apply(self, grads, trainable_variables=None):
+        """Keras 3's entry: does a training step."""
+        if not grads:
+            return
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "`apply(grads)` without variables needs an optimizer that is built: call "
+                    "`optimizer.build(trainable_variables)` first."
+                )
+            trainable_variables = self._trainable_variables
+        self._step(grads, trainable_variables)
+
+    def apply_gradients(
+        self, grads_and_vars, name=None, skip_gradients_aggregation=False, **kwargs
+    ):
+        """tf_keras's entry, and that of custom loops with either: does a training step."""
+        pairs = list(grads_and_vars)
+        if pairs:
+            aggregate = kwargs.pop("experimental_aggregate_gradients", True)
+            if not IS_KERAS_3 and aggregate and not skip_gradients_aggregation:
+                pairs = self.aggregate_gradients(pairs)
+            grads, variables = zip(*pairs)
+            self._step(grads, variables)
+        return self.iterations
+
+    def _step(self, grads, variables):
+        self.build(variables)
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        missing = [v.name for g, v in zip(grads, variables) if g is None]
+        if not pairs:
+            raise ValueError(f"No gradients provided for any variable: {missing}.")
+        if missing:
+            warnings.warn(f"Gradients do not exist for variables {missing}.", stacklevel=3)
+        self._apply(*zip(*pairs))

@@ -1,0 +1,56 @@
+"""How the rows of a multi-hot input become one vector."""
+
+import tensorflow as tf
+
+COMBINERS = ("sum", "mean", "sqrtn")
+
+
+def combine_bags(rows, weights, combiner):
+    """Combines bags of equal size.
+
+    Args:
+        rows: float32 `[..., bag, dim]`.
+        weights: float32 `[..., bag]`, or None for 1.
+        combiner: `"sum"`; `"mean"`, divided by the sum of the weights; or `"sqrtn"`, divided by the
+            root of the sum of their squares.
+
+    Returns:
+        `[..., dim]`; zeros for a bag without weight.
+    """
+    if weights is None:
+        if combiner == "sum":
+            return tf.reduce_sum(rows, axis=-2)
+        weights = tf.ones(tf.shape(rows)[:-1], rows.dtype)
+    combined = tf.reduce_sum(rows * weights[..., tf.newaxis], axis=-2)
+    return _normalised(combined, weights, combiner, lambda x: tf.reduce_sum(x, axis=-1))
+
+
+def combine_segments(rows, weights, segment_ids, num_segments, combiner):
+    """Combines bags of different sizes.
+
+    Args:
+        rows: float32 `[num_lookups, dim]`.
+        weights: float32 `[num_lookups]`, or None for 1.
+        segment_ids: int `[num_lookups]`, each lookup's bag.
+        num_segments: int scalar, the number of bags.
+        combiner: As in `combine_bags`.
+
+    Returns:
+        `[num_segments, dim]`; zeros for an empty bag.
+    """
+
+    def sum_bags(x):
+        return tf.math.unsorted_segment_sum(x, segment_ids, num_segments)
+
+    if weights is None:
+        if combiner == "sum":
+            return sum_bags(rows)
+        weights = tf.ones(tf.shape(rows)[:1], rows.dtype)
+    return _normalised(sum_bags(rows * weights[:, tf.newaxis]), weights, combiner, sum_bags)
+
+
+def _normalised(combined, weights, combiner, sum_bags):
+    if combiner == "sum":
+        return combined
+    size = sum_bags(weights) if combiner == "mean" else tf.sqrt(sum_bags(tf.square(weights)))
+    return tf.math.divide_no_nan(combined, size[..., tf.newaxis])

@@ -1,0 +1,28 @@
+"""Keras constraints on the rows that a step updated."""
+
+import tensorflow as tf
+
+
+def constrain_rows(constraint, table, ids):
+    """Applies a constraint after an update.
+
+    One that acts on each row alone is applied to the rows given. Any other (a norm along axis 0, a
+    user's function) is applied to the whole table, as Keras does it.
+
+    Args:
+        constraint: Keras constraint.
+        table: `tf.Variable` `[num_rows, dim]`.
+        ids: `[num_lookups]`, the rows updated; may repeat.
+    """
+    if not _is_row_by_row(constraint):
+        table.assign(constraint(table))
+        return
+    ids, _ = tf.unique(ids)
+    table.scatter_update(tf.IndexedSlices(constraint(tf.gather(table, ids)), ids))
+
+
+def _is_row_by_row(constraint):
+    name = type(constraint).__name__
+    if name == "NonNeg":
+        return True
+    return name in ("MaxNorm", "MinMaxNorm", "UnitNorm") and constraint.axis in (1, -1)

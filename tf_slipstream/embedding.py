@@ -1,0 +1,265 @@
+"""The Keras layer."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from tf_slipstream import _keras
+from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
+
+# Below this a table is initialised as Keras does it, with two or three times its memory for a
+# moment.
+_LARGE_TABLE_BYTES = 1 << 26
+
+_REFUSED = {
+    "lora_rank": "LoRA trains two factors in place of the table",
+    "lora_alpha": "LoRA trains two factors in place of the table",
+    "quantization_config": "a quantized table cannot be trained",
+    "sparse": "the layer returns dense rows",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """What an optimizer must know of a layer's table, found at the variable by `table_spec`.
+
+    Attributes:
+        name: The layer's name.
+        policy: As the layer's argument.
+    """
+
+    name: str
+    policy: object
+
+
+def table_spec(variable):
+    """Returns the `TableSpec` of a `SlipstreamEmbedding`'s variable; None for any other."""
+    return getattr(variable, "_slipstream_table", None)
+
+
+@_keras.register_serializable
+class SlipstreamEmbedding(_keras.keras.layers.Embedding):
+    """`keras.layers.Embedding` for large tables: reads only the rows that a step asks for.
+
+    Under `SlipstreamOptimizer` a training step costs the same whatever `input_dim`. Under any other
+    optimizer it trains like `keras.layers.Embedding`. Exported models hold stock TensorFlow ops
+    only.
+
+    Args:
+        input_dim: Positive integer, number of rows. Ids are in `[0, input_dim)`.
+        output_dim: Positive integer, length of a row.
+        embeddings_initializer: Initializer of the table. Defaults to `"uniform"`.
+        embeddings_regularizer: Regularizer of the table. It reads and updates the whole table in
+            every step, as with Keras.
+        embeddings_constraint: Constraint of the table, applied to the rows that a step updates
+            where it acts on each row alone (`NonNeg`, or a norm along axis 1), else to the whole
+            table.
+        mask_zero: Whether id 0 is padding: masked for the layers that follow or, with a combiner,
+            left out of its bag.
+        combiner: None, for a row per id; or how the ids of the last axis become one vector:
+            `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`.
+        policy: When rows are stale and their updates left out: a `StalenessPolicy`; `"default"`,
+            the optimizer's; or None, never.
+        **kwargs: Keras's other arguments: `weights`, `name`, `dtype`, `trainable`, ... Under a
+            mixed precision `dtype` the table stays float32 and only the rows read are cast.
+
+    Call arguments:
+        inputs: Integer ids, dense `[batch, ...]`, `tf.RaggedTensor` or `tf.SparseTensor`. Floats
+            are truncated to int32. In a `SparseTensor` without combiner an absent id counts as 0.
+        weights: With a combiner only, float weights of the ids, of the same kind and shape; None:
+            1.
+
+    Output: `[..., output_dim]` after the shape of the ids, less their last axis with a combiner.
+
+    Raises:
+        ValueError: At construction, for arguments that make no sense here (LoRA, quantization).
+        tf.errors.InvalidArgumentError: At a call, for an id that is not in `[0, input_dim)`; it
+            names the layer, the id, its position and the range. No row has changed then.
+
+    Example:
+
+    ```python
+    user = slipstream.SlipstreamEmbedding(1_000_000, 32, name="user")
+    tags = slipstream.SlipstreamEmbedding(50_000, 32, combiner="mean", name="tags")
+    user(tf.constant([3, 7]))               # [2, 32]
+    tags(tf.ragged.constant([[1, 5], [2]]))  # [2, 32]
+    ```
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        output_dim,
+        embeddings_initializer="uniform",
+        embeddings_regularizer=None,
+        embeddings_constraint=None,
+        mask_zero=False,
+        combiner=None,
+        policy="default",
+        **kwargs,
+    ):
+        for argument, reason in _REFUSED.items():
+            if kwargs.pop(argument, None):
+                raise ValueError(
+                    f"SlipstreamEmbedding does not take `{argument}`: {reason}. Use "
+                    "keras.layers.Embedding for that, or leave it out."
+                )
+        if combiner is not None and combiner not in COMBINERS:
+            raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
+        self.combiner = combiner
+        self.policy = _checked_policy(policy)
+        super().__init__(
+            input_dim,
+            output_dim,
+            embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=embeddings_regularizer,
+            embeddings_constraint=embeddings_constraint,
+            mask_zero=mask_zero,
+            **kwargs,
+        )
+        if _keras.is_unsupported_dtype_policy(self):
+            raise ValueError(
+                f"The table of SlipstreamEmbedding '{self.name}' must be float32, got dtype "
+                f"{kwargs.get('dtype')!r}. For faster compute use 'mixed_bfloat16' or "
+                "'mixed_float16': the table stays float32 and only the rows read are cast."
+            )
+        # XLA would read the whole table, and does not know the optimizer's ops: jit_compile="auto"
+        # then leaves the model uncompiled.
+        self.supports_jit = False
+        self.supports_masking = mask_zero
+
+    def build(self, input_shape=None):
+        if self.built:
+            return
+        table = _keras.add_table(
+            self,
+            shape=(self.input_dim, self.output_dim),
+            initializer=self._initialize_table,
+            name="embeddings",
+            regularizer=self.embeddings_regularizer,
+            constraint=self.embeddings_constraint,
+            trainable=True,
+        )
+        spec = TableSpec(self.name, self.policy)
+        table._slipstream_table = spec
+        _keras.tf_variable(table)._slipstream_table = spec
+        self.built = True
+
+    def _initialize_table(self, shape, dtype=None, **kwargs):
+        if 4 * self.input_dim * self.output_dim < _LARGE_TABLE_BYTES:
+            return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
+        # Inside a function, the random numbers are scaled in the memory that they were drawn in.
+        initialize = tf.function(lambda: self.embeddings_initializer(shape, dtype=dtype, **kwargs))
+        return initialize()
+
+    def call(self, inputs, weights=None):
+        if weights is not None and self.combiner is None:
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' got `weights`, which only a combiner uses. "
+                f"Construct it with `combiner`, one of {COMBINERS}."
+            )
+        inputs = _as_ids(inputs)
+        if self.combiner is not None:
+            outputs = self._combine(inputs, weights)
+        elif isinstance(inputs, tf.RaggedTensor):
+            outputs = inputs.with_flat_values(self._lookup(inputs.flat_values))
+        elif isinstance(inputs, tf.SparseTensor):
+            outputs = self._lookup(tf.sparse.to_dense(inputs))
+        else:
+            outputs = self._lookup(inputs)
+        return tf.cast(outputs, self.compute_dtype)
+
+    def _lookup(self, ids):
+        """Returns float32 rows `[..., output_dim]` for dense ids `[...]`."""
+        # The op's name carries the table's into the error for a bad id; eager execution drops it.
+        table = _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)
+        try:
+            return tf.gather(table, ids, name=f"table_{self.name}")
+        except tf.errors.InvalidArgumentError as error:
+            message = f"table '{self.name}': {error.message}"
+            raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
+
+    def _combine(self, ids, weights):
+        if isinstance(ids, tf.RaggedTensor) and isinstance(ids.values, tf.RaggedTensor):
+            inner = self._combine(ids.values, None if weights is None else weights.values)
+            return ids.with_values(inner)
+        flat_ids, flat_weights = ids, weights
+        if isinstance(ids, tf.RaggedTensor):
+            flat_ids = ids.values
+            flat_weights = None if weights is None else weights.values
+        elif isinstance(ids, tf.SparseTensor):
+            flat_ids = ids.values
+            flat_weights = None if weights is None else weights.values
+        rows = self._lookup(flat_ids)
+        flat_weights = self._effective_weights(flat_ids, flat_weights, rows.dtype)
+        if isinstance(ids, tf.RaggedTensor):
+            return combine_segments(
+                rows, flat_weights, ids.value_rowids(), ids.nrows(), self.combiner
+            )
+        if isinstance(ids, tf.SparseTensor):
+            bags_shape = ids.dense_shape[:-1]
+            two_axes = tf.sparse.reshape(ids, [tf.reduce_prod(bags_shape), ids.dense_shape[-1]])
+            combined = combine_segments(
+                rows,
+                flat_weights,
+                two_axes.indices[:, 0],
+                two_axes.dense_shape[0],
+                self.combiner,
+            )
+            return tf.reshape(combined, tf.concat([bags_shape, [self.output_dim]], axis=0))
+        return combine_bags(rows, flat_weights, self.combiner)
+
+    def _effective_weights(self, ids, weights, dtype):
+        """Returns the weights of dense ids, 0 for padding; None where all are 1."""
+        weights = None if weights is None else tf.cast(weights, dtype)
+        if not self.mask_zero:
+            return weights
+        is_id = tf.cast(tf.not_equal(ids, 0), dtype)
+        return is_id if weights is None else weights * is_id
+
+    def compute_mask(self, inputs, mask=None):
+        if self.combiner is not None or not self.mask_zero:
+            return None
+        return tf.not_equal(_as_ids(inputs), 0)
+
+    def compute_output_shape(self, input_shape):
+        ids_shape = tuple(input_shape)
+        return (*(ids_shape if self.combiner is None else ids_shape[:-1]), self.output_dim)
+
+    def compute_output_spec(self, inputs, weights=None):
+        shape = self.compute_output_shape(inputs.shape)
+        return _keras.keras.KerasTensor(
+            shape,
+            dtype=self.compute_dtype,
+            ragged=self.combiner is None and getattr(inputs, "ragged", False),
+        )
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(f"SlipstreamEmbedding does not support LoRA: {_REFUSED['lora_rank']}.")
+
+    def quantize(self, *args, **kwargs):
+        raise NotImplementedError(
+            "SlipstreamEmbedding cannot be quantized: a quantized table cannot be trained."
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        config["combiner"] = self.combiner
+        config["policy"] = self.policy
+        return config
+
+
+def _as_ids(inputs):
+    if not isinstance(inputs, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)):
+        inputs = tf.convert_to_tensor(inputs)
+    if inputs.dtype in (tf.int32, tf.int64):
+        return inputs
+    return tf.cast(inputs, tf.int32)
+
+
+def _checked_policy(policy):
+    if policy is None or policy == "default":
+        return policy
+    raise ValueError(
+        f"`policy` must be 'default' (the optimizer's) or None (never skip), got {policy!r}."
+    )

@@ -1,0 +1,266 @@
+"""The wrapping optimizer."""
+
+import tensorflow as tf
+
+from tf_slipstream import _keras, update_rules
+from tf_slipstream.constraints import constrain_rows
+from tf_slipstream.embedding import table_spec
+from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
+from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
+from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
+from tf_slipstream.skip_stats import SkipStats
+
+
+@_keras.register_serializable
+class SlipstreamOptimizer(_keras.WrappingOptimizer):
+    """Trains the tables of `SlipstreamEmbedding`s by sparse rules, all else by `inner`.
+
+    A step reads and writes only the rows that it looked up, with the update rule, hyperparameters,
+    learning rate (schedules too), weight decay and clipping of `inner`. Gradients of repeated ids
+    are summed first, norms for clipping are those of the sums. Dense variables go to `inner`
+    untouched.
+
+    What becomes of a row that a step does not look up: nothing is written. Rules with moments (SGD
+    with momentum, Adam, AdamW, RMSprop) decay a row's moments for the steps it missed when it is
+    next looked up; weight decay acts in the steps that look a row up.
+
+    If an id is outside its table, or a summed gradient is NaN or infinite, the step fails with the
+    table's name before any variable has changed.
+
+    Args:
+        inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`.
+            For float16 put the `LossScaleOptimizer` around the `SlipstreamOptimizer`.
+        policy: When rows of tables whose layer says `policy="default"` are stale; None: never.
+        name: String.
+
+    Raises:
+        ValueError: For an `inner` without sparse rule, or with `use_ema` or
+            `gradient_accumulation_steps`, which would read and write whole tables.
+
+    Example:
+
+    ```python
+    model.compile(
+        optimizer=slipstream.SlipstreamOptimizer(keras.optimizers.Adagrad(0.05)),
+        loss="binary_crossentropy",
+    )
+    ```
+    """
+
+    def __init__(self, inner, policy=None, name="slipstream"):
+        self._check_inner(inner)
+        if policy is not None:
+            raise ValueError(f"`policy` must be None (never skip), got {policy!r}.")
+        super().__init__(inner, name)
+        self._rule = _update_rule(inner)
+        self.policy = policy
+        self._states = {}
+
+    @staticmethod
+    def _check_inner(inner):
+        if _update_rule(inner) is None:
+            names = ", ".join(update_rules.rules_by_optimizer())
+            hint = ""
+            if type(inner).__name__.startswith("LossScaleOptimizer"):
+                hint = " Put the LossScaleOptimizer around the SlipstreamOptimizer instead."
+            raise ValueError(
+                f"SlipstreamOptimizer needs a sparse update rule for its inner optimizer, and has "
+                f"them for {names} of {_keras.keras.__name__}; got {inner!r}.{hint}"
+            )
+        for argument in ("use_ema", "gradient_accumulation_steps"):
+            if getattr(inner, argument, None):
+                raise ValueError(
+                    f"SlipstreamOptimizer cannot be used with `{argument}` "
+                    f"(got {getattr(inner, argument)!r}): it would read and write every row of "
+                    f"every table. Construct {type(inner).__name__} without it."
+                )
+
+    def _build(self, variables):
+        self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
+        names = set()
+        for variable in variables:
+            spec = table_spec(variable)
+            if spec is not None:
+                # Two models may share an optimizer, and each may have a layer of that name.
+                name = spec.name if spec.name not in names else f"{spec.name}_{len(names)}"
+                names.add(name)
+                self._states[self._var_key(variable)] = self._add_state(variable, name)
+
+    def _add_state(self, variable, name):
+        table = _keras.tf_variable(variable)
+        num_rows, dim = table.shape
+
+        def add(suffix, shape, dtype, value=0):
+            with self._distribution_strategy.extended.colocate_vars_with(table):
+                added = self.add_variable(
+                    shape=shape,
+                    # One fill, where Keras's Constant needs the memory twice.
+                    initializer=lambda shape, dtype=None: tf.fill(shape, tf.cast(value, dtype)),
+                    dtype=dtype,
+                    name=f"{name}_{suffix}",
+                )
+            return _keras.tf_variable(added)
+
+        slots = tuple(
+            add(s.name, (num_rows, 1 if s.per_row else dim), "float32", s.initial_value)
+            for s in self._rule.slots
+        )
+        return TableState(
+            name=name,
+            table=table,
+            slots=slots,
+            last_steps=add("last_steps", (num_rows,), "int32") if self._rule.has_moments else None,
+            wake_steps=add("wake_steps", (0,), "int32"),
+            counters=add("counters", (NUM_COUNTERS,), "int64"),
+        )
+
+    def _apply(self, grads, variables):
+        inner = self.inner_optimizer
+        is_table = [self._var_key(v) in self._states for v in variables]
+        dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
+        tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
+        states = [self._states[self._var_key(v)] for _, v in tables]
+        slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
+        settings = StepSettings(
+            step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
+            learning_rate=_keras.current_learning_rate(inner),
+            clip_value=float(inner.clipvalue or 0),
+        )
+        scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
+        decays = [self._weight_decay(v) for _, v in tables]
+        done = self._apply_tables(states, slices, settings, scales, decays)
+        # A step that fails in a table has then changed no dense variable either.
+        with tf.control_dependencies(done):
+            if dense:
+                _keras.apply_to(inner, *zip(*dense))
+            else:
+                inner.iterations.assign_add(1)
+            for (_, variable), state, one in zip(tables, states, slices):
+                if variable.constraint is not None:
+                    constrain_rows(variable.constraint, state.table, one.indices)
+
+    def _as_slices(self, grad, state):
+        if not isinstance(grad, tf.IndexedSlices):
+            # A regularizer's gradient, say: every row has one.
+            grad = tf.IndexedSlices(grad, tf.range(state.num_rows, dtype=tf.int64))
+        values = tf.cast(grad.values, tf.float32)
+        if self.loss_scale_factor:
+            values /= self.loss_scale_factor
+        return tf.IndexedSlices(values, grad.indices, state.table.shape)
+
+    def _weight_decay(self, variable):
+        decay = self.inner_optimizer.weight_decay
+        return float(decay) if decay and self.inner_optimizer._use_weight_decay(variable) else 0.0
+
+    def _clip_by_norm(self, states, slices, dense, step):
+        """Returns a scale per table (None: no clipping by norm), and dense gradients scaled."""
+        inner = self.inner_optimizer
+        if not states or not (inner.clipnorm or inner.global_clipnorm):
+            return None, dense
+        squares = [
+            tf.reduce_sum(tf.square(one.values))
+            for group in _groups(states, slices)
+            for one in live_slices(*group, step)
+        ]
+        if inner.clipnorm:
+            return [_clip_scale(tf.sqrt(square), inner.clipnorm) for square in squares], dense
+        for grad, _ in dense:
+            unscaled = grad.values if isinstance(grad, tf.IndexedSlices) else grad
+            if self.loss_scale_factor:
+                unscaled /= self.loss_scale_factor
+            squares.append(tf.reduce_sum(tf.square(tf.cast(unscaled, tf.float32))))
+        scale = _clip_scale(tf.sqrt(tf.add_n(squares)), inner.global_clipnorm)
+        # `inner` then finds a norm within its bound and clips no more.
+        return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
+
+    def _apply_tables(self, states, slices, settings, scales, decays):
+        done = []
+        position = {id(state): i for i, state in enumerate(states)}
+        for group_states, group_slices in _groups(states, slices):
+            places = [position[id(state)] for state in group_states]
+            done += apply_rows(
+                self._rule,
+                group_states,
+                group_slices,
+                settings,
+                None if scales is None else [scales[i] for i in places],
+                [decays[i] for i in places],
+            )
+        return done
+
+    def skip_stats(self):
+        """Returns what skipping did to each table since training began.
+
+        Returns:
+            Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
+            first step.
+        """
+        stats = {}
+        for state in self._states.values():
+            counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
+            stats[state.name] = SkipStats(
+                **counts, num_stale_rows=0, num_rows=state.num_rows, drift_threshold=0.0
+            )
+        return stats
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(
+            [v for v in var_list if table_spec(v) is None]
+        )
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "inner": _keras.keras.saving.serialize_keras_object(self.inner_optimizer),
+            "policy": self.policy,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        inner = _keras.keras.saving.deserialize_keras_object(
+            config.pop("inner"), custom_objects=custom_objects
+        )
+        return cls(inner, **config)
+
+
+def _update_rule(optimizer):
+    """Returns the rule of a Keras optimizer, or None: none for another `update_step`."""
+    makers = {
+        getattr(_keras.keras.optimizers, name, RowWiseAdagrad): make
+        for name, make in update_rules.rules_by_optimizer().items()
+    }
+    for base in type(optimizer).__mro__:
+        if base in makers and type(optimizer).update_step is base.update_step:
+            return makers[base](optimizer)
+    return None
+
+
+def _groups(states, slices):
+    """Yields lists of states and slices that can go through one op call: those of one device."""
+    by_device = {}
+    for state, one in zip(states, slices):
+        group_states, group_slices = by_device.setdefault(state.table.device, ([], []))
+        group_states.append(state)
+        group_slices.append(one)
+    for group_states, group_slices in by_device.values():
+        if len({one.indices.dtype for one in group_slices}) > 1:
+            group_slices = [
+                tf.IndexedSlices(one.values, tf.cast(one.indices, tf.int64)) for one in group_slices
+            ]
+        yield group_states, group_slices
+
+
+def _clip_scale(norm, limit):
+    return tf.cast(limit, norm.dtype) / tf.maximum(norm, limit)
+
+
+def _scaled(grad, scale):
+    if isinstance(grad, tf.IndexedSlices):
+        values = grad.values * tf.cast(scale, grad.dtype)
+        return tf.IndexedSlices(values, grad.indices, grad.dense_shape)
+    return grad * tf.cast(scale, grad.dtype)
