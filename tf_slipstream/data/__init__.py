@@ -1,0 +1,21 @@
+"""Click logs to train on: readers of Criteo files and a synthetic log that needs no download.
+
+Belongs here: what turns a file or a seed into `((dense, ids), label)` batches; not models or steps.
+To add one: subclass `ClickLog`, implement `_blocks`, and list the public name in `__all__`.
+"""
+
+from tf_slipstream.data.click_log import ClickLog
+from tf_slipstream.data.criteo import open_click_log
+from tf_slipstream.data.synthetic import (
+    CRITEO_KAGGLE_CARDINALITIES,
+    SyntheticClickLog,
+    criteo_cardinalities,
+)
+
+__all__ = [
+    "CRITEO_KAGGLE_CARDINALITIES",
+    "ClickLog",
+    "SyntheticClickLog",
+    "criteo_cardinalities",
+    "open_click_log",
+]
