@@ -119,6 +119,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if hasattr(self, "inner_optimizer"):
             self.inner_optimizer.loss_scale_factor = factor
 
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights):
+        """Sets the values of `variables`, in their order."""
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
     def apply(self, grads, trainable_variables=None):
         """Keras 3's entry: does a training step."""
         if not grads:

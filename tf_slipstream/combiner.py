@@ -52,5 +52,10 @@ def combine_segments(rows, weights, segment_ids, num_segments, combiner):
 def _normalised(combined, weights, combiner, sum_bags):
     if combiner == "sum":
         return combined
-    size = sum_bags(weights) if combiner == "mean" else tf.sqrt(sum_bags(tf.square(weights)))
+    if combiner == "mean":
+        size = sum_bags(weights)
+    else:
+        squares = sum_bags(tf.square(weights))
+        # The gradient of a root at 0 is infinite, and would make the weights' gradient NaN.
+        size = tf.sqrt(tf.where(squares > 0, squares, 1.0))
     return tf.math.divide_no_nan(combined, size[..., tf.newaxis])

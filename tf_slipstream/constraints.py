@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tf_slipstream import _keras
+
 
 def constrain_rows(constraint, table, ids):
     """Applies a constraint after an update.
@@ -22,7 +24,9 @@ def constrain_rows(constraint, table, ids):
 
 
 def _is_row_by_row(constraint):
-    name = type(constraint).__name__
-    if name == "NonNeg":
+    # Not isinstance: a subclass may do something else.
+    kinds = _keras.keras.constraints
+    if type(constraint) is kinds.NonNeg:
         return True
-    return name in ("MaxNorm", "MinMaxNorm", "UnitNorm") and constraint.axis in (1, -1)
+    norms = (kinds.MaxNorm, kinds.MinMaxNorm, kinds.UnitNorm)
+    return type(constraint) in norms and constraint.axis in (1, -1)

@@ -120,7 +120,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         if _keras.is_unsupported_dtype_policy(self):
             raise ValueError(
                 f"The table of SlipstreamEmbedding '{self.name}' must be float32, got dtype "
-                f"{kwargs.get('dtype')!r}. For faster compute use 'mixed_bfloat16' or "
+                f"'{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
                 "'mixed_float16': the table stays float32 and only the rows read are cast."
             )
         # XLA would read the whole table, and does not know the optimizer's ops: jit_compile="auto"
@@ -153,12 +153,9 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return initialize()
 
     def call(self, inputs, weights=None):
-        if weights is not None and self.combiner is None:
-            raise ValueError(
-                f"SlipstreamEmbedding '{self.name}' got `weights`, which only a combiner uses. "
-                f"Construct it with `combiner`, one of {COMBINERS}."
-            )
         inputs = _as_ids(inputs)
+        if weights is not None:
+            weights = self._checked_weights(weights, inputs)
         if self.combiner is not None:
             outputs = self._combine(inputs, weights)
         elif isinstance(inputs, tf.RaggedTensor):
@@ -179,17 +176,29 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
 
+    def _checked_weights(self, weights, ids):
+        if self.combiner is None:
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' got `weights`, which only a combiner uses. "
+                f"Construct it with `combiner`, one of {COMBINERS}."
+            )
+        if not isinstance(weights, (tf.RaggedTensor, tf.SparseTensor)):
+            weights = tf.convert_to_tensor(weights)
+        same_kind = _kind(weights) is _kind(ids)
+        if not same_kind or not weights.shape.is_compatible_with(ids.shape):
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' needs `weights` of the kind and shape of its "
+                f"ids, a {_kind(ids).__name__} of shape {ids.shape}; got a "
+                f"{_kind(weights).__name__} of shape {weights.shape}."
+            )
+        return weights
+
     def _combine(self, ids, weights):
-        if isinstance(ids, tf.RaggedTensor) and isinstance(ids.values, tf.RaggedTensor):
-            inner = self._combine(ids.values, None if weights is None else weights.values)
-            return ids.with_values(inner)
-        flat_ids, flat_weights = ids, weights
-        if isinstance(ids, tf.RaggedTensor):
-            flat_ids = ids.values
-            flat_weights = None if weights is None else weights.values
-        elif isinstance(ids, tf.SparseTensor):
-            flat_ids = ids.values
-            flat_weights = None if weights is None else weights.values
+        is_dense = _kind(ids) is tf.Tensor
+        flat_ids = ids if is_dense else ids.values
+        flat_weights = weights if is_dense or weights is None else weights.values
+        if isinstance(ids, tf.RaggedTensor) and flat_ids.shape.rank > 1:
+            return ids.with_values(self._combine(flat_ids, flat_weights))
         rows = self._lookup(flat_ids)
         flat_weights = self._effective_weights(flat_ids, flat_weights, rows.dtype)
         if isinstance(ids, tf.RaggedTensor):
@@ -220,7 +229,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def compute_mask(self, inputs, mask=None):
         if self.combiner is not None or not self.mask_zero:
             return None
-        return tf.not_equal(_as_ids(inputs), 0)
+        ids = _as_ids(inputs)
+        return tf.not_equal(tf.sparse.to_dense(ids) if isinstance(ids, tf.SparseTensor) else ids, 0)
 
     def compute_output_shape(self, input_shape):
         ids_shape = tuple(input_shape)
@@ -254,7 +264,15 @@ def _as_ids(inputs):
         inputs = tf.convert_to_tensor(inputs)
     if inputs.dtype in (tf.int32, tf.int64):
         return inputs
-    return tf.cast(inputs, tf.int32)
+    return tf.cast(inputs, tf.int64 if inputs.dtype in (tf.uint32, tf.uint64) else tf.int32)
+
+
+def _kind(tensor):
+    """Returns the class of a dense, ragged or sparse tensor, eager or not."""
+    for kind in (tf.RaggedTensor, tf.SparseTensor):
+        if isinstance(tensor, kind):
+            return kind
+    return tf.Tensor
 
 
 def _checked_policy(policy):

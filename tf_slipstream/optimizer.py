@@ -1,5 +1,7 @@
 """The wrapping optimizer."""
 
+import itertools
+
 import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
@@ -83,7 +85,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             spec = table_spec(variable)
             if spec is not None:
                 # Two models may share an optimizer, and each may have a layer of that name.
-                name = spec.name if spec.name not in names else f"{spec.name}_{len(names)}"
+                name = _unlike(names, spec.name)
                 names.add(name)
                 self._states[self._var_key(variable)] = self._add_state(variable, name)
 
@@ -170,7 +172,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             if self.loss_scale_factor:
                 unscaled /= self.loss_scale_factor
             squares.append(tf.reduce_sum(tf.square(tf.cast(unscaled, tf.float32))))
-        scale = _clip_scale(tf.sqrt(tf.add_n(squares)), inner.global_clipnorm)
+        # A NaN here is a dense variable's, and would pass into every table.
+        norm = tf.debugging.check_numerics(
+            tf.sqrt(tf.add_n(squares)), "The gradients' global norm. No variable was changed"
+        )
+        scale = _clip_scale(norm, inner.global_clipnorm)
         # `inner` then finds a norm within its bound and clips no more.
         return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
 
@@ -238,6 +244,12 @@ def _update_rule(optimizer):
         if base in makers and type(optimizer).update_step is base.update_step:
             return makers[base](optimizer)
     return None
+
+
+def _unlike(names, name):
+    """Returns `name`, with a number where it is one of `names`."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(one for one in itertools.chain([name], numbered) if one not in names)
 
 
 def _groups(states, slices):

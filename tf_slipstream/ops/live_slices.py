@@ -95,13 +95,11 @@ def _find_live(slices, state, step):
 def _check_ids(slices, state):
     ids = tf.cast(slices.indices, tf.int64)
     is_bad = (ids < 0) | (ids >= state.num_rows)
-    position = tf.argmax(is_bad)
-    # The first id, bad or not; none where there are no lookups.
-    first = tf.boolean_mask(ids, tf.range(tf.size(ids, tf.int64), dtype=tf.int64) == position)
+    position = tf.where(is_bad)[:1, 0]  # of the first bad id; empty where there is none
     message = f"is not in [0, {state.num_rows}). No row was changed."
     return tf.debugging.Assert(
         tf.logical_not(tf.reduce_any(is_bad)),
-        [f"table '{state.name}': id", first, "at position", position, message],
+        [f"table '{state.name}': id", tf.gather(ids, position), "at position", position, message],
     )
 
 

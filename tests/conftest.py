@@ -1,0 +1,33 @@
+"""What all tests share: quiet and small TensorFlow, repeatable Hypothesis, both kinds of ops."""
+
+import contextlib
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import pytest
+import tensorflow as tf
+
+from tf_slipstream.ops import _library
+
+# More than one, so that kernels do run in parallel, and few enough for any machine.
+NUM_THREADS = 2
+tf.config.threading.set_intra_op_parallelism_threads(NUM_THREADS)
+tf.config.threading.set_inter_op_parallelism_threads(NUM_THREADS)
+
+# Fixed examples: a failure is there in the next run too, and on every machine.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=["native", "fallback"])
+def native_or_fallback(request):
+    """Runs a test with the native ops, which must be there, and with plain TensorFlow ops."""
+    if request.param == "native":
+        assert _library.native_ops() is not None, "the native ops are not built"
+        context = contextlib.nullcontext()
+    else:
+        context = _library.fallback()
+    with context:
+        yield request.param

@@ -1,0 +1,64 @@
+"""Small tables, models and data that several tests share."""
+
+import numpy as np
+import tensorflow as tf
+
+from tf_slipstream import SlipstreamEmbedding
+from tf_slipstream._keras import keras
+
+
+def random_table(num_rows=10, dim=3, seed=0):
+    """Returns float32 `[num_rows, dim]`, the same in every call."""
+    return np.random.default_rng(seed).normal(size=[num_rows, dim]).astype("float32")
+
+
+def embedding_of(table, **kwargs):
+    """Returns a `SlipstreamEmbedding` that holds these values."""
+    layer = SlipstreamEmbedding(*table.shape, **kwargs)
+    layer.build(None)
+    layer.set_weights([table])
+    return layer
+
+
+def slices(ids, grads, num_rows, id_dtype="int64"):
+    """Returns the gradient of a lookup: `tf.IndexedSlices` of `ids` `[n]`, `grads` `[n, dim]`."""
+    ids, grads = np.asarray(ids, id_dtype), np.asarray(grads, np.float32)
+    shape = tf.constant([num_rows, grads.shape[1]])
+    return tf.IndexedSlices(tf.constant(grads), tf.constant(ids), shape)
+
+
+def values_of(variables):
+    """Returns copies of the variables' values."""
+    return [np.array(variable.numpy()) for variable in variables]
+
+
+def assert_all_equal(actual, expected):
+    """Asserts that two lists of arrays are the same to the bit."""
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+NUM_IDS = 3  # of an example
+
+
+def click_data(num_examples=64, num_rows=10, seed=0):
+    """Returns ids int64 `[num_examples, NUM_IDS]` and labels that depend on them."""
+    ids = np.random.default_rng(seed).integers(num_rows, size=[num_examples, NUM_IDS])
+    return ids, (ids[:, :1] % 2).astype("float32")
+
+
+def click_model(layer, optimizer=None, **compile_arguments):
+    """Returns a classifier of `NUM_IDS` ids, with the same dense weights in every call."""
+    ids = keras.Input([NUM_IDS], dtype="int64")
+    output = keras.layers.Dense(1, activation="sigmoid", dtype="float32", name="output")
+    model = keras.Model(ids, output(keras.layers.Flatten()(layer(ids))))
+    num_inputs = output.get_weights()[0].shape[0]
+    output.set_weights([random_table(num_inputs, 1, seed=1), np.zeros([1])])
+    if optimizer is not None:
+        model.compile(optimizer, loss="binary_crossentropy", **compile_arguments)
+    return model
+
+
+def fit(model, data, **kwargs):
+    """Trains on batches of 16, in order."""
+    return model.fit(*data, batch_size=16, shuffle=False, verbose=0, **kwargs)

@@ -1,0 +1,201 @@
+"""Checks that imports and includes point one way, and that each folder says what belongs in it."""
+
+import ast
+import graphlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "tf_slipstream"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+}
+OPTIONAL_PACKAGES = ("pandas", "pyarrow", "matplotlib", "tqdm")
+
+# From the bottom up: a module imports from its own layer and from those below. What is not named
+# here is of the layer below the layer and the optimizer that users see.
+LAYERS = (
+    {"_keras", "data", "ops"},
+    {"policy", "update_rules"},
+    set(),
+    {"embedding"},
+    {"optimizer"},
+    {PACKAGE},
+)
+DEFAULT_LAYER = LAYERS.index(set())
+
+# What the folders below may import beside themselves and the standard library.
+LIBRARIES = {
+    "data": {"numpy", "pyarrow", "tensorflow"},
+    "ops": {"numpy", "tensorflow"},
+    "update_rules": {"numpy", "tensorflow"},
+}
+
+
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text())
+
+
+def imports_of(module):
+    """Returns full names of what a module imports, anywhere in it: modules, or things in them."""
+    names = set()
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = [*(parts if node.level else []), *filter(None, [node.module])]
+            names |= {".".join([*base, alias.name]) for alias in node.names}
+    return names
+
+
+def own_imports_of(module):
+    """Returns the modules of the package that a module imports."""
+    found = set()
+    for name in imports_of(module):
+        if name.split(".")[0] == PACKAGE:
+            found.add(name if name in MODULES else name.rpartition(".")[0])
+    return found - {module}
+
+
+def part_of(module):
+    """Returns the file or folder of the package that a module is in, without suffix."""
+    return module.split(".")[1] if "." in module else module
+
+
+def layer_of(module):
+    part = part_of(module)
+    return next((i for i, parts in enumerate(LAYERS) if part in parts), DEFAULT_LAYER)
+
+
+def test_the_modules_are_found():
+    assert {f"{PACKAGE}.ops._library", f"{PACKAGE}.optimizer", PACKAGE} <= set(MODULES)
+    # `from tf_slipstream.ops import _library`, and `from tf_slipstream.ops.live_slices import ...`.
+    assert own_imports_of(f"{PACKAGE}.ops.apply_rows") == {
+        f"{PACKAGE}.ops._library",
+        f"{PACKAGE}.ops.live_slices",
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_no_layer_above_its_own(module):
+    above = {m for m in own_imports_of(module) if layer_of(m) > layer_of(module)}
+    assert not above
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: own_imports_of(module) for module in MODULES}
+    # Raises CycleError, with the circle in it.
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == set(MODULES)
+
+
+@pytest.mark.parametrize("folder", LIBRARIES)
+def test_a_lower_folder_imports_only_itself_and_its_libraries(folder):
+    allowed = LIBRARIES[folder] | set(sys.stdlib_module_names)
+    modules = [module for module in MODULES if part_of(module) == folder]
+    assert modules
+    for module in modules:
+        own = {part_of(imported) for imported in own_imports_of(module)}
+        others = {name.split(".")[0] for name in imports_of(module)} - {PACKAGE}
+        assert own <= {folder}, module
+        assert others <= allowed, module
+
+
+def test_only_the_library_module_loads_a_library():
+    loaders = {"load_op_library", "load_library", "CDLL", "cdll", "LoadLibrary", "ctypes", "cffi"}
+    found = {module for module in MODULES if loaders & _words_of(module)}
+    assert found == {f"{PACKAGE}.ops._library"}
+
+
+def test_only_the_keras_module_knows_which_keras_is_in_use():
+    for module in MODULES:
+        kerases = {"keras", "tf_keras"} & {name.split(".")[0] for name in imports_of(module)}
+        asks = "TF_USE_LEGACY_KERAS" in _words_of(module)
+        through_tensorflow = any(
+            isinstance(node, ast.Attribute)
+            and node.attr == "keras"
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("tf", "tensorflow")
+            for node in ast.walk(tree_of(module))
+        )
+        is_keras_module = module == f"{PACKAGE}._keras"
+        assert (bool(kerases), asks) == (is_keras_module, is_keras_module), module
+        assert not through_tensorflow, module
+
+
+def _words_of(module):
+    """Returns names, attributes, imports and whole strings of a module: no prose."""
+    words = {part for name in imports_of(module) for part in name.split(".")}
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Name):
+            words.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, ast.Constant):
+            words.add(node.value)
+    return words
+
+
+def _includes(folder):
+    """Yields, for each C++ or CUDA source of a folder, its path and what it includes."""
+    sources = [
+        path
+        for path in sorted((ROOT / "custom_ops" / folder).iterdir())
+        if path.suffix in (".h", ".cc", ".cpp", ".cu", ".cuh")
+    ]
+    assert sources
+    for path in sources:
+        for mark, header in re.findall(
+            r'^\s*#\s*include\s*([<"])(.*?)[>"]', path.read_text(), re.M
+        ):
+            yield path, mark, header
+
+
+def test_kernels_include_only_their_own_and_system_headers():
+    for path, mark, header in _includes("kernels"):
+        if mark == '"':
+            assert "/" not in header and (path.parent / header).exists(), (path, header)
+        else:
+            libraries = ("tensorflow", "tsl", "xla", "absl", "Eigen", "eigen3", "unsupported")
+            assert header.split("/")[0] not in libraries, (path, header)
+
+
+def test_the_glue_includes_no_more_than_kernels_and_tensorflow():
+    for path, mark, header in _includes("tf"):
+        if mark == '"' and not (path.parent / header).exists():
+            assert header.split("/")[0] in ("tensorflow", "absl"), (path, header)
+        elif "/" in header:
+            assert header.startswith("../kernels/"), (path, header)
+
+
+FOLDERS = sorted({path.parent for path in MODULES.values()}) + [
+    ROOT / "custom_ops" / "kernels",
+    ROOT / "custom_ops" / "tf",
+]
+
+
+@pytest.mark.parametrize("folder", [str(path.relative_to(ROOT)) for path in FOLDERS])
+def test_a_folder_says_what_belongs_in_it_and_how_to_add_to_it(folder):
+    folder = ROOT / folder
+    if (folder / "README.md").exists():
+        text = (folder / "README.md").read_text()
+    else:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert len(text.splitlines()) >= 3
+    assert re.search(r"\b[Tt]o add\b", text)
+
+
+def test_importing_needs_none_of_the_optional_packages():
+    """Not even where one is installed: `None` in `sys.modules` makes importing it an error."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL_PACKAGES})); import {PACKAGE}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+    assert result.returncode == 0, result.stderr
