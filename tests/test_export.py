@@ -31,7 +31,7 @@ assert not [module for module in sys.modules if "slipstream" in module]
 
 
 def export_keras_3(model, folder):
-    model.export(folder, verbose=False)
+    model.export(folder, **({"verbose": False} if IS_KERAS_3 else {}))
 
 
 def save_module(model, folder):

@@ -114,6 +114,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             slots=slots,
             last_steps=add("last_steps", (num_rows,), "int32") if self._rule.has_moments else None,
             wake_steps=add("wake_steps", (0,), "int32"),
+            changed_rows=add("changed_rows", (-(-num_rows // 32),), "int32"),
             counters=add("counters", (NUM_COUNTERS,), "int64"),
         )
 
@@ -194,6 +195,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 [decays[i] for i in places],
             )
         return done
+
+    @property
+    def tables(self):
+        """Dict from a table's name to its `TableState`; empty before the optimizer is built."""
+        return {state.name: state for state in self._states.values()}
 
     def skip_stats(self):
         """Returns what skipping did to each table since training began.

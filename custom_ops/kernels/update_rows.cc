@@ -24,6 +24,16 @@ SLIPSTREAM_INLINE const float* Clip(const float* grad, int64_t dim, const StepSe
   return clipped;
 }
 
+// Sets the row's bit. Rows of other threads share the word; most rows have been changed before, and
+// a word that is only read stays in every core's cache.
+SLIPSTREAM_INLINE void MarkChanged(uint32_t* changed_rows, int64_t id) {
+  uint32_t* word = changed_rows + id / 32;
+  const uint32_t bit = uint32_t{1} << (id % 32);
+  if ((__atomic_load_n(word, __ATOMIC_RELAXED) & bit) == 0) {
+    __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
+  }
+}
+
 template <typename Rule>
 SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t num_rows,
                               const StepSettings& settings, float* clipped) {
@@ -39,6 +49,7 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       for (int s = 0; s < table.num_slots; ++s) {
         PrefetchRow(table.slots[s] + ahead.id * table.slot_dim, table.slot_dim);
       }
+      __builtin_prefetch(table.changed_rows + ahead.id / 32);
       if (table.last_steps != nullptr) __builtin_prefetch(table.last_steps + ahead.id, 1, 3);
       PrefetchRow(ahead.grad, dim);
     }
@@ -48,6 +59,7 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
     for (int s = 0; s < kMaxSlots; ++s) {
       state.slots[s] = s < table.num_slots ? table.slots[s] + id * table.slot_dim : nullptr;
     }
+    MarkChanged(table.changed_rows, id);
     uint32_t missed = 0;
     if (table.last_steps != nullptr) {
       const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);

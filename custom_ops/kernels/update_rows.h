@@ -15,12 +15,14 @@ namespace slipstream {
 //   table        [num_rows, dim] row-major
 //   slots        [num_rows, slot_dim] each, as many as the rule has; slot_dim is dim or, for a rule
 //                that keeps one value per row, 1
+//   changed_rows [ceil(num_rows / 32)]: bit r % 32 of word r / 32 is set when row r is written
 //   last_steps   [num_rows]: the step (modulo 2^32) in which a row was last touched, 0 before the
 //                first; null for a rule without moments
 struct Table {
   float* table;
   float* slots[kMaxSlots];
   int num_slots;
+  uint32_t* changed_rows;
   int32_t* last_steps;
   int64_t dim;
   int64_t slot_dim;

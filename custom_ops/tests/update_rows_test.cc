@@ -86,11 +86,17 @@ struct TableMemory {
         values(RandomFloats(random, num_rows * dim)),
         slots(rule.num_slots(hyperparameters.data()),
               std::vector<float>(num_rows * slot_dim, 0.125f)),
+        changed_rows((num_rows + 31) / 32),
         last_steps(rule.has_moments ? num_rows : 0) {}
 
   int64_t num_rows() const { return values.size() / dim; }
   Table View() {
-    Table table = {values.data(), {}, static_cast<int>(slots.size()), nullptr, dim, slot_dim};
+    Table table = {};
+    table.table = values.data();
+    table.num_slots = static_cast<int>(slots.size());
+    table.changed_rows = changed_rows.data();
+    table.dim = dim;
+    table.slot_dim = slot_dim;
     for (size_t s = 0; s < slots.size(); ++s) table.slots[s] = slots[s].data();
     if (!last_steps.empty()) table.last_steps = last_steps.data();
     return table;
@@ -100,6 +106,7 @@ struct TableMemory {
   int64_t slot_dim;
   std::vector<float> values;
   std::vector<std::vector<float>> slots;
+  std::vector<uint32_t> changed_rows;
   std::vector<int32_t> last_steps;
 };
 
@@ -195,6 +202,9 @@ void CheckStep(const TableMemory& after, const TableMemory& before, const Touche
     for (const float value : after.slots[s]) all_finite &= std::isfinite(value);
   }
   CHECK(all_finite);
+  std::vector<uint32_t> changed_rows = before.changed_rows;
+  for (const LiveRow& row : touched.rows) changed_rows[row.id / 32] |= 1u << (row.id % 32);
+  CHECK(after.changed_rows == changed_rows);
   if (after.last_steps.empty()) return;
   for (const LiveRow& row : touched.rows) {
     last_steps_match &=
@@ -241,6 +251,7 @@ void UpdateAll(const RuleInfo& rule, const std::vector<StepSettings>& settings,
 void CheckSame(const TableMemory& table, const TableMemory& other) {
   CHECK_SAME_BITS(table.values, other.values);
   CHECK_SAME_BITS(table.last_steps, other.last_steps);
+  CHECK_SAME_BITS(table.changed_rows, other.changed_rows);
   for (size_t s = 0; s < table.slots.size(); ++s) CHECK_SAME_BITS(table.slots[s], other.slots[s]);
 }
 

@@ -22,6 +22,7 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Input("slots: num_slots * resource")
     .Input("last_steps: num_last_steps * resource")
     .Input("wake_steps: N * resource")
+    .Input("changed_rows: N * resource")
     .Input("counters: N * resource")
     .Input("indices: N * Tindices")
     .Input("grads: N * float")
@@ -48,6 +49,8 @@ stale rows, keep their values and slots to the bit.
 slots: Those of the first table in the rule's order, then the second's, and so on.
 last_steps: int32 [num_rows] per table, for rules with moments; none for others.
 wake_steps: int32 [num_rows], or [0] where every row is live. A row is stale in each step below its own.
+changed_rows: int32 [ceil(num_rows / 32)] per table; bit r % 32 of word r / 32 is set when row r is
+  written.
 counters: int64 [8] per table; lookups, skipped and deferred lookups, row updates, skipped and deferred
   row updates are added to the first six.
 indices: [num_lookups] ids in [0, num_rows).
@@ -165,12 +168,13 @@ class ApplyRowsOp : public OpKernel {
     return absl::OkStatus();
   }
 
-  // In the order tables, slots, last_steps, wake_steps, counters.
+  // In the order tables, slots, last_steps, wake_steps, changed_rows, counters.
   absl::Status AddVariables(OpKernelContext* context, TableVariables* variables) {
     TF_RETURN_IF_ERROR(variables->Add(context, "tables", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "slots", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "last_steps", tensorflow::DT_INT32));
     TF_RETURN_IF_ERROR(variables->Add(context, "wake_steps", tensorflow::DT_INT32));
+    TF_RETURN_IF_ERROR(variables->Add(context, "changed_rows", tensorflow::DT_INT32));
     return variables->Add(context, "counters", tensorflow::DT_INT64);
   }
   int64_t FirstLastSteps() const { return num_tables_ + num_slots_; }
@@ -178,7 +182,8 @@ class ApplyRowsOp : public OpKernel {
     return FirstLastSteps() + (rule_->has_moments ? num_tables_ : 0);
   }
 
-  int64_t FirstCounters() const { return FirstWakeSteps() + num_tables_; }
+  int64_t FirstChangedRows() const { return FirstWakeSteps() + num_tables_; }
+  int64_t FirstCounters() const { return FirstChangedRows() + num_tables_; }
 
   // Checks the shapes of table t and of what goes with it.
   absl::Status ReadTable(TableVariables* variables, int64_t t, const double* hyperparameters,
@@ -209,6 +214,9 @@ class ApplyRowsOp : public OpKernel {
       TF_RETURN_IF_ERROR(CheckSize(t, *last_steps, rows->dim_size(0)));
       table->last_steps = last_steps->flat<int32_t>().data();
     }
+    Tensor* changed_rows = variables->tensor(FirstChangedRows() + t);
+    TF_RETURN_IF_ERROR(CheckSize(t, *changed_rows, (rows->dim_size(0) + 31) / 32));
+    table->changed_rows = reinterpret_cast<uint32_t*>(changed_rows->flat<int32_t>().data());
     return CheckSize(t, *variables->tensor(FirstCounters() + t), kNumCounters);
   }
 

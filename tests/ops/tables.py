@@ -177,6 +177,7 @@ def new_state(rule, values, name="table", wake_steps=None):
         ),
         last_steps=tf.Variable(tf.zeros([num_rows], tf.int32)) if rule.has_moments else None,
         wake_steps=tf.Variable(np.array([] if wake_steps is None else wake_steps, np.int32)),
+        changed_rows=tf.Variable(tf.zeros([-(-num_rows // 32)], tf.int32)),
         counters=tf.Variable(tf.zeros([NUM_COUNTERS], tf.int64)),
     )
 
@@ -235,7 +236,11 @@ def train(rule, plan, *, native, in_function=False):
 
 def arrays_of(state):
     """Returns copies of all that a step may change, as a dict of arrays."""
-    variables = {"table": state.table, "counters": state.counters}
+    variables = {
+        "table": state.table,
+        "changed_rows": state.changed_rows,
+        "counters": state.counters,
+    }
     variables |= {f"slot {i}": slot for i, slot in enumerate(state.slots)}
     if state.last_steps is not None:
         variables["last_steps"] = state.last_steps
@@ -255,7 +260,7 @@ def without_rows(arrays, ids):
     return {
         name: np.delete(array, sorted(ids), axis=0)
         for name, array in arrays.items()
-        if name != "counters"
+        if name not in ("changed_rows", "counters")
     }
 
 
@@ -297,8 +302,17 @@ def assert_matches_reference(case, plan, arrays):
         np.testing.assert_allclose(arrays[f"slot {i}"], expected, 0, tolerance, err_msg=slot.name)
     if case.rule.has_moments:
         np.testing.assert_array_equal(arrays["last_steps"], reference.last_step)
+    before = np.asarray(plan.values(), np.float32)
+    moved = np.any(arrays["table"] != before, axis=1)
+    assert not np.any(moved & ~changed(arrays["changed_rows"], len(moved)))
     counts = {name: getattr(reference, name, 0) for name in COUNTERS}
     np.testing.assert_array_equal(arrays["counters"], counters(**counts))
+
+
+def changed(words, num_rows):
+    """Returns bool `[num_rows]` from the bits of `TableState.changed_rows`."""
+    bits = np.unpackbits(words.astype("<i4").view(np.uint8), bitorder="little")
+    return bits[:num_rows].astype(bool)
 
 
 def counters(**counts):

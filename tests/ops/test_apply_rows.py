@@ -241,3 +241,21 @@ def test_a_table_that_gets_huge_pages_keeps_its_values():
     apply_rows(SGD, [state], [tables.slices(ids, np.ones([3, 8], "f"))], tables.settings())
     values[ids] -= 1
     assert state.table.numpy().tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
+def test_exactly_the_rows_written_are_marked_as_changed(native):
+    state = tables.new_state(
+        SGD, np.zeros([100, 2]), wake_steps=[9 * (i == 40) for i in range(100)]
+    )
+    ids = np.array([99, 0, 31, 32, 0, 40, 99], np.int32)
+    with tables.native_or_fallback_ops(native):
+        for step in (1, 2):  # a bit that is set stays set
+            apply_rows(
+                SGD,
+                [state],
+                [tables.slices(ids, np.ones([7, 2], np.float32))],
+                tables.settings(step),
+            )
+    marked = tables.changed(state.changed_rows.numpy(), 100)
+    assert np.flatnonzero(marked).tolist() == [0, 31, 32, 99]

@@ -55,6 +55,7 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         slots=[slot.handle for state in states for slot in state.slots],
         last_steps=[s.last_steps.handle for s in states if s.last_steps is not None],
         wake_steps=[state.wake_steps.handle for state in states],
+        changed_rows=[state.changed_rows.handle for state in states],
         counters=[state.counters.handle for state in states],
         indices=[s.indices for s in slices],
         grads=[s.values for s in slices],
@@ -101,7 +102,16 @@ def _update_table(rule, state, live, settings, grad_scale, weight_decay):
     done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
     if state.last_steps is not None:
         done.append(_scatter(state.last_steps, ids, tf.fill(tf.shape(ids), step)))
+    done.append(_mark_changed(state.changed_rows, ids))
     return done
+
+
+def _mark_changed(changed_rows, ids):
+    words = tf.cast(ids // 32, tf.int64)
+    bits = tf.bitwise.left_shift(tf.ones_like(ids, tf.int32), tf.cast(ids % 32, tf.int32))
+    is_set = tf.bitwise.bitwise_and(tf.gather(changed_rows, words), bits) != 0
+    # Ids are distinct, so adding the bits that are missing is an OR.
+    return changed_rows.scatter_add(tf.IndexedSlices(tf.where(is_set, 0, bits), words))
 
 
 def _scatter(variable, ids, rows):

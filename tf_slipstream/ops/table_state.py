@@ -29,6 +29,8 @@ class TableState:
             rule without moments.
         wake_steps: int32 `[num_rows]`; a row is stale in every step below its wake step. `[0]`:
             every row is live.
+        changed_rows: int32 `[ceil(num_rows / 32)]`: bit `r % 32` of word `r // 32` is set when row
+            `r` is written. Whoever publishes changes clears it.
         counters: int64 `[NUM_COUNTERS]`, see `COUNTERS`.
     """
 
@@ -37,6 +39,7 @@ class TableState:
     slots: tuple
     last_steps: tf.Variable | None
     wake_steps: tf.Variable
+    changed_rows: tf.Variable
     counters: tf.Variable
 
     @property
