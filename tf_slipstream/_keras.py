@@ -61,6 +61,22 @@ def apply_to(optimizer, grads, variables):
         optimizer.apply_gradients(zip(grads, variables), skip_gradients_aggregation=True)
 
 
+def sum_over_replicas(slices):
+    """Returns sparse gradients summed over replicas, as tf_keras does before a step.
+
+    Args:
+        slices: List of `tf.IndexedSlices` of this replica; replicas may bring different numbers of
+            rows.
+
+    Returns:
+        The same on every replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if not IS_KERAS_3 or context is None or context.num_replicas_in_sync == 1 or not slices:
+        return slices
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, slices)
+
+
 class WrappingOptimizer(keras.optimizers.Optimizer):
     """An optimizer around `self.inner_optimizer`, with one `_apply` for both Kerases.
 

@@ -79,6 +79,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 )
 
     def _build(self, variables):
+        strategy = self._distribution_strategy
+        if isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy):
+            raise ValueError(
+                "SlipstreamOptimizer does not work under ParameterServerStrategy yet. Train on one "
+                "machine, alone or under MirroredStrategy."
+            )
         self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
         names = set()
         for variable in variables:
@@ -124,7 +130,10 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
         tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
         states = [self._states[self._var_key(v)] for _, v in tables]
-        slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
+        # Each replica then applies the same rows to its own copy, and copies stay alike.
+        slices = _keras.sum_over_replicas(
+            [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
+        )
         settings = StepSettings(
             step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
             learning_rate=_keras.current_learning_rate(inner),
@@ -150,7 +159,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         values = tf.cast(grad.values, tf.float32)
         if self.loss_scale_factor:
             values /= self.loss_scale_factor
-        return tf.IndexedSlices(values, grad.indices, state.table.shape)
+        return tf.IndexedSlices(values, grad.indices, tf.constant(list(state.table.shape)))
 
     def _weight_decay(self, variable):
         decay = self.inner_optimizer.weight_decay

@@ -17,9 +17,13 @@ _HOW_TO_BUILD = (
 )
 
 
-def native_ops():
-    """Returns the module of native ops, or None where the fallback is to be used."""
-    return _load() if _enabled else None
+def native_ops(device=""):
+    """Returns the module of native ops, or None where the fallback is to be used.
+
+    Args:
+        device: Name of the tables' device. The ops have CPU kernels alone.
+    """
+    return _load() if _enabled and ":GPU:" not in device else None
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
     """
     grad_scales = grad_scales or [tf.ones([])] * len(states)
     weight_decays = weight_decays or [0.0] * len(states)
-    native = _library.native_ops()
+    native = _library.native_ops(states[0].table.device)
     if native is None:
         return _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays)
     operation = native.slipstream_apply_rows(

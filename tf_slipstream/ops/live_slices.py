@@ -22,7 +22,7 @@ def live_slices(states, slices, step):
         tf.errors.InvalidArgumentError: For an id outside the table, or a sum that is NaN or
             infinite.
     """
-    native = _library.native_ops()
+    native = _library.native_ops(states[0].table.device)
     if native is None:
         live, _ = live_slices_fallback(states, slices, step)
         return live
