@@ -29,7 +29,6 @@ import tf_slipstream as slipstream
 
 keras = tf.keras
 SUBJECTS = ("keras", "tf_keras", "slipstream")
-NUM_TEST_EXAMPLES = 100_000
 
 
 def dlrm(cardinalities, num_dense, dim, bottom, top, embedding):
@@ -92,7 +91,9 @@ def make_model(subject, log, args):
         return slipstream.SlipstreamEmbedding(input_dim, output_dim, name=name)
 
     optimizers = keras.optimizers.legacy if subject == "tf_keras" else keras.optimizers
-    optimizer = getattr(optimizers, args.optimizer)(args.learning_rate)
+    # Keras starts Adagrad's accumulators at 0.1, far above the squared gradients of a mean loss.
+    options = {"initial_accumulator_value": 1e-6} if args.optimizer == "Adagrad" else {}
+    optimizer = getattr(optimizers, args.optimizer)(args.learning_rate, **options)
     if subject == "slipstream":
         optimizer = slipstream.SlipstreamOptimizer(optimizer)
     embedding = ours if subject == "slipstream" else stock
@@ -142,7 +143,9 @@ def train(subject, args):
     progress = Progress(subject, args.epochs * num_steps)
     start = time.perf_counter()
     for _ in range(args.epochs):
-        model.fit(log.dataset(num_train, args.batch_size), verbose=0, callbacks=[progress])
+        dataset = log.dataset(num_train, args.batch_size)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_steps))
+        model.fit(dataset, shuffle=False, verbose=0, callbacks=[progress])
     total = time.perf_counter() - start
     test = list(log.batches(num_test, 8192, start=num_train))
     scores = np.concatenate([model.predict_on_batch(inputs)[:, 0] for inputs, _ in test])
@@ -163,7 +166,10 @@ def train(subject, args):
 
 def open_log(args):
     if args.data is not None:
-        return slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
+        try:
+            return slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
+        except (OSError, ValueError, ImportError) as error:
+            sys.exit(f"Cannot read {args.data}: {error}")
     cardinalities = slipstream.data.criteo_cardinalities(scale=args.scale)
     return slipstream.data.SyntheticClickLog(cardinalities=cardinalities, seed=args.seed)
 
@@ -171,8 +177,8 @@ def open_log(args):
 def split(log, args):
     """Returns the numbers of examples to train on and, after them in the log, to test on."""
     if log.num_examples is None:
-        return args.examples, NUM_TEST_EXAMPLES
-    num_test = min(NUM_TEST_EXAMPLES, log.num_examples // 5)
+        return args.examples, args.test_examples
+    num_test = min(args.test_examples, log.num_examples // 5)
     return min(args.examples, log.num_examples - num_test), num_test
 
 
@@ -224,13 +230,14 @@ def main():
         "--scale", type=float, default=0.05, help="of Criteo Kaggle's cardinalities"
     )
     parser.add_argument("--examples", type=int, default=400_000, help="to train on, at most")
+    parser.add_argument("--test-examples", type=int, default=100_000, help="at most")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--dim", type=int, default=16, help="length of an embedding row")
     parser.add_argument("--bottom", type=int, nargs="*", default=[64], help="hidden units")
     parser.add_argument("--top", type=int, nargs="*", default=[128, 64], help="hidden units")
     parser.add_argument("--optimizer", default="Adagrad", choices=["SGD", "Adagrad", "Adam"])
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS)
     parser.add_argument("--train", choices=SUBJECTS, help=argparse.SUPPRESS)

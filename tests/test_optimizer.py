@@ -440,6 +440,41 @@ class TestLossScaleOptimizer:
         assert not np.array_equal(values_of([table])[0], before[0])
 
 
+class TestRowWiseAdagradAlone:
+    """Under no `SlipstreamOptimizer`: its update of any variable."""
+
+    OPTIONS = {"initial_accumulator_value": 0.25, "epsilon": 0.125}
+
+    def check(self, variable, gradients, reference, steps, shape):
+        optimizer = RowWiseAdagrad(0.5, **self.OPTIONS)
+        for gradient, (ids, grads) in zip(gradients, steps):
+            optimizer.apply_gradients([(gradient, variable)])
+            reference.step(ids, grads, 0.5)
+        close(variable.numpy(), reference.values.reshape(shape))
+
+    @pytest.mark.parametrize("shape", [(4, 3), (4, 1), (2, 3, 2), (3,), ()], ids=str)
+    def test_dense_gradients_share_an_accumulator_per_row(self, shape, rng):
+        # Rows are slices along the first axis; elements where there is no other.
+        rows = [-1, 1] if len(shape) < 2 else [shape[0], -1]
+        values, *grads = rng.normal(size=[4, *shape]).astype("float32")
+        reference = ReferenceTable(values.reshape(rows), "row_wise_adagrad", **self.OPTIONS)
+        steps = [(range(len(reference.values)), grad.reshape(rows)) for grad in grads]
+        self.check(dense_variable(values), map(tf.constant, grads), reference, steps, shape)
+
+    def test_sparse_gradients_are_summed_by_row(self, rng):
+        values = random_table(6, 5)
+        reference = ReferenceTable(values, "row_wise_adagrad", **self.OPTIONS)
+        steps = [(ids, rng.normal(size=[len(ids), 5])) for ids in STEPS]
+        gradients = [slices(ids, grads, 6) for ids, grads in steps]
+        variable = dense_variable(values)
+        self.check(variable, gradients, reference, steps, (6, 5))
+        np.testing.assert_array_equal(variable.numpy()[UNTOUCHED], values[UNTOUCHED])
+
+    def test_an_accumulator_is_never_negative(self):
+        with pytest.raises(ValueError, match="initial_accumulator_value=-1"):
+            RowWiseAdagrad(initial_accumulator_value=-1)
+
+
 class TestTables:
     def test_tables_may_have_ids_of_different_dtypes(self, native_or_fallback, rng):
         values = random_table(6, 5)

@@ -28,7 +28,6 @@ from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimiz
 from tf_slipstream._keras import IS_KERAS_3, keras
 
 INNER = {
-    "sgd": lambda: keras.optimizers.SGD(0.5),
     "adagrad": lambda: keras.optimizers.Adagrad(0.25),
     "row_wise_adagrad": lambda: RowWiseAdagrad(0.25),
     "adam": lambda: keras.optimizers.Adam(0.125, amsgrad=True, weight_decay=0.125),

@@ -1,0 +1,55 @@
+"""Runs every example as a user would."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )
+
+
+def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log():
+    options = ["--scale", 0.001, "--examples", 4096, "--test-examples", 2048, "--batch-size", 512]
+    done = run("dlrm.py", *options)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^ +(\w+) +([\d.]+) +([\d,]+) +(0\.\d{4}) +([\d.]+) GB", done.stdout, re.M)
+    assert [row[0] for row in rows] == ["keras", "tf_keras", "slipstream"]
+    # All start from the same weights and see the same examples.
+    aucs = [float(row[3]) for row in rows]
+    assert max(aucs) - min(aucs) < 0.02, aucs
+    assert "(teacher)" in done.stdout and "How to read it" in done.stdout
+
+
+def test_the_demo_reads_criteo_text(tmp_path):
+    random = np.random.default_rng(0)
+    lines = []
+    for _ in range(600):
+        counts = [str(n) for n in random.integers(0, 50, 13)]
+        categories = [f"{n:08x}" for n in random.integers(0, 99, 26)]
+        lines.append("\t".join([str(random.integers(2)), *counts, *categories]))
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(lines) + "\n")
+    options = ["--data", path, "--hash-size", 100, "--batch-size", 64, "--train", "slipstream"]
+    done = run("dlrm.py", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < result["auc"] < 1 and "best_possible_auc" not in result
+
+
+def test_the_demo_says_what_is_wrong_with_its_data(tmp_path):
+    done = run("dlrm.py", "--data", tmp_path / "missing.tsv")
+    assert done.returncode != 0
+    assert "missing.tsv" in done.stderr.splitlines()[-1]
