@@ -1,0 +1,37 @@
+"""Checks that what the README shows works."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tf_slipstream import _keras
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the README's program imports Keras 3")
+def test_the_first_program_runs_and_exports(tmp_path):
+    program = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loss:" in done.stdout
+    assert (tmp_path / "served" / "saved_model.pb").exists()
+
+
+def test_every_command_and_page_that_it_names_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for page in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / page).exists(), page
