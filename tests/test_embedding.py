@@ -251,16 +251,41 @@ class TestMask:
 
 
 class TestArguments:
-    def test_the_initializer_gives_what_it_gives_keras(self, monkeypatch):
-        for large_table_bytes in (embedding._LARGE_TABLE_BYTES, 0):
-            monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", large_table_bytes)
-            tables = []
-            for layer_class in (keras.layers.Embedding, SlipstreamEmbedding):
-                initializer = keras.initializers.RandomNormal(stddev=2.0, seed=7)
-                layer = layer_class(20, 4, embeddings_initializer=initializer)
-                layer.build((None,))
-                tables.append(layer.get_weights()[0])
-            np.testing.assert_array_equal(*tables)
+    def test_the_initializer_gives_what_it_gives_keras(self):
+        tables = []
+        for layer_class in (keras.layers.Embedding, SlipstreamEmbedding):
+            initializer = keras.initializers.RandomNormal(stddev=2.0, seed=7)
+            layer = layer_class(20, 4, embeddings_initializer=initializer)
+            layer.build((None,))
+            tables.append(layer.get_weights()[0])
+        np.testing.assert_array_equal(*tables)
+
+    def test_a_large_table_starts_alike_in_every_run_and_in_the_same_distribution(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        tables = []
+        for _ in range(2):
+            initializer = keras.initializers.RandomNormal(stddev=2.0, seed=7)
+            layer = SlipstreamEmbedding(500, 40, embeddings_initializer=initializer)
+            layer.build(None)
+            tables.append(layer.get_weights()[0])
+        np.testing.assert_array_equal(*tables)
+        # Five standard errors of 20,000 numbers.
+        assert abs(tables[0].mean()) < 5 * 2 / np.sqrt(20_000)
+        assert abs(tables[0].std() - 2) < 5 * 2 / np.sqrt(40_000)
+        assert len(np.unique(tables[0])) > 19_000
+
+    def test_a_large_table_takes_an_initializer_that_cannot_be_compiled(self, monkeypatch):
+        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+
+        def rows_from_python(shape, dtype=None):
+            values = np.arange(np.prod(shape)).reshape(shape)
+            return tf.numpy_function(lambda: values.astype("float32"), [], tf.float32)
+
+        layer = SlipstreamEmbedding(3, 2, embeddings_initializer=rows_from_python)
+        layer.build(None)
+        np.testing.assert_array_equal(layer.get_weights()[0], [[0, 1], [2, 3], [4, 5]])
 
     def test_the_default_initializer_is_small_and_uniform(self):
         layer = SlipstreamEmbedding(1000, 4)

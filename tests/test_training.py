@@ -1,5 +1,7 @@
 """Layer and optimizer together: `model.fit`, custom loops, callbacks, precision, failures."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -64,13 +66,20 @@ def all_weights(model):
     return [np.array(weight) for weight in model.get_weights()]
 
 
+@functools.cache
+def weights_fitted_by_adam():
+    model = click_model(embedding_of(random_table()), slipstream("adam"))
+    fit(model, click_data())
+    return all_weights(model)
+
+
 def assert_close(actual, expected):
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 class TestFit:
-    @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+    @pytest.mark.parametrize("name", ["adagrad", "adam"])
     def test_a_plain_keras_optimizer_trains_the_layer_as_keras_embedding(self, name):
         table, data = random_table(), click_data()
         models = [
@@ -80,7 +89,7 @@ class TestFit:
             fit(model, data)
         assert_all_equal(*(all_weights(model) for model in models))
 
-    @pytest.mark.parametrize("name", ["sgd", "adagrad", "row_wise_adagrad"])
+    @pytest.mark.parametrize("name", ["adagrad", "row_wise_adagrad"])
     def test_sparse_steps_without_moments_equal_keras_dense_ones(self, name):
         table, data = random_table(), click_data()
         sparse = click_model(embedding_of(table), slipstream(name))
@@ -90,7 +99,7 @@ class TestFit:
         assert_close(all_weights(sparse), all_weights(dense))
         assert not np.allclose(all_weights(sparse)[0], table)
 
-    @pytest.mark.parametrize("name", ["adamw", "rmsprop", "ftrl"])
+    @pytest.mark.parametrize("name", ["adamw", "ftrl"])
     def test_steps_that_touch_every_row_equal_keras_dense_ones(self, name):
         table = random_table(4, 3)
         data = click_data(num_rows=4)
@@ -108,15 +117,10 @@ class TestFit:
 
     @pytest.mark.parametrize("how", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
     def test_other_ways_of_running_a_step_train_the_same(self, how):
-        table, data = random_table(), click_data()
-        models = [
-            click_model(embedding_of(table), slipstream("adam"), **arguments)
-            for arguments in ({}, how)
-        ]
-        for model in models:
-            fit(model, data)
-            assert int(model.optimizer.iterations) == 4
-        assert_close(all_weights(models[1]), all_weights(models[0]))
+        model = click_model(embedding_of(random_table()), slipstream("adam"), **how)
+        fit(model, click_data())
+        assert int(model.optimizer.iterations) == 4
+        assert_close(all_weights(model), weights_fitted_by_adam())
 
     def test_features_that_share_a_layer_train_one_table(self):
         table = random_table()
@@ -274,15 +278,14 @@ class TestPrecision:
         assert layer.weights[0].dtype == "float32"
         assert optimizer.skip_stats()["user"].num_lookups == 10 * 64 * NUM_IDS
 
-    @pytest.mark.parametrize("inner", ["adagrad", "adam"])
-    def test_under_a_global_float16_policy_keras_wraps_the_optimizer(self, inner):
+    def test_under_a_global_float16_policy_keras_wraps_the_optimizer(self):
         mixed_precision = keras.mixed_precision
         set_policy = getattr(
             mixed_precision, "set_dtype_policy" if IS_KERAS_3 else "set_global_policy"
         )
         set_policy("mixed_float16")
         try:
-            optimizer = slipstream(inner)
+            optimizer = slipstream("adam")
             model = click_model(embedding_of(random_table(), name="user"), optimizer)
             assert isinstance(model.optimizer, mixed_precision.LossScaleOptimizer)
             assert model.optimizer.inner_optimizer is optimizer
@@ -324,11 +327,9 @@ class TestCustomLoop:
     @pytest.mark.parametrize("build_before", [False, True])
     @pytest.mark.parametrize("in_function", [False, True])
     def test_it_trains_as_fit_does(self, in_function, build_before):
-        fitted = click_model(embedding_of(random_table()), slipstream("adam"))
-        fit(fitted, click_data())
         optimizer = slipstream("adam")
         weights = self.train(in_function, build_before, optimizer)
-        assert_close(weights, all_weights(fitted))
+        assert_close(weights, weights_fitted_by_adam())
         assert optimizer.skip_stats()["user"].num_lookups == 64 * NUM_IDS
 
     @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     Args:
         input_dim: Positive integer, number of rows. Ids are in `[0, input_dim)`.
         output_dim: Positive integer, length of a row.
-        embeddings_initializer: Initializer of the table. Defaults to `"uniform"`.
+        embeddings_initializer: Initializer of the table. Defaults to `"uniform"`. For a table above
+            64 MB its random numbers are not those that Keras draws from the same seed.
         embeddings_regularizer: Regularizer of the table. It reads and updates the whole table in
             every step, as with Keras.
         embeddings_constraint: Constraint of the table, applied to the rows that a step updates
@@ -148,9 +149,16 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def _initialize_table(self, shape, dtype=None, **kwargs):
         if 4 * self.input_dim * self.output_dim < _LARGE_TABLE_BYTES:
             return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
-        # Inside a function, the random numbers are scaled in the memory that they were drawn in.
-        initialize = tf.function(lambda: self.embeddings_initializer(shape, dtype=dtype, **kwargs))
-        return initialize()
+        # Compiled, an initializer works in the memory of its result. The random numbers are others
+        # than Keras's for the same seed, and the same in every run.
+        initialize = tf.function(
+            lambda: self.embeddings_initializer(shape, dtype=dtype, **kwargs), jit_compile=True
+        )
+        try:
+            return initialize()
+        except (tf.errors.OpError, TypeError):
+            # A user's initializer may be beyond XLA.
+            return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
         inputs = _as_ids(inputs)

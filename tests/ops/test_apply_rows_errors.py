@@ -186,12 +186,18 @@ def test_a_slot_of_another_size_is_refused(num_elements):
     assert_step_fails(states, batches, "table 'items': .* should have 14 elements")
 
 
-def test_last_steps_and_counters_of_another_size_are_refused():
+@pytest.mark.parametrize(
+    "field, dtype, size, wrong_size",
+    [
+        ("last_steps", tf.int32, 7, 6),
+        ("changed_rows", tf.int32, 1, 0),
+        ("counters", tf.int64, 8, 7),
+    ],
+)
+def test_a_variable_of_the_optimizer_of_another_size_is_refused(field, dtype, size, wrong_size):
     batches = [good_slices(name) for name in NUM_ROWS]
-    states = _with(two_tables(), last_steps=tf.Variable(tf.zeros([6], tf.int32)))
-    assert_step_fails(states, batches, "table 'items': .* should have 7 elements")
-    states = _with(two_tables(), counters=tf.Variable(tf.zeros([7], tf.int64)))
-    assert_step_fails(states, batches, "table 'items': .* should have 8 elements")
+    states = _with(two_tables(), **{field: tf.Variable(tf.zeros([wrong_size], dtype))})
+    assert_step_fails(states, batches, f"table 'items': .* should have {size} elements")
 
 
 @pytest.mark.parametrize("num_elements", [1, 6, 8])

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -32,8 +33,9 @@ def run_threads(*targets, timeout=60):
     threads = [threading.Thread(target=run, args=[target], daemon=True) for target in targets]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + timeout
     for thread in threads:
-        thread.join(timeout)
+        thread.join(max(0, deadline - time.monotonic()))
     if failures:
         raise failures[0]
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
@@ -57,42 +59,70 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert output.split()[-1] == here
 
 
-def test_steps_at_once_on_one_table_lose_no_update():
+def looped_step(rule, states, num_steps):
+    """Returns a function of batches that does many steps with no Python, and so no GIL, between."""
+
+    @tf.function
+    def steps(batches):
+        for _ in tf.range(num_steps):
+            apply_rows(rule, states, batches, tables.settings())
+
+    return steps
+
+
+def test_steps_at_once_beside_a_reader_lose_no_update():
     """With whole numbers, so that sums are exact in any order."""
-    num_threads, num_steps, num_rows = 4, 8, 3_000
-    rule, random = SGD, np.random.default_rng(0)
-    state = tables.new_state(rule, np.zeros([num_rows, 8]))
-    ids = random.integers(0, num_rows, [num_threads, 10_000])
-    grads = random.integers(-4, 5, [num_threads, 10_000, 8]).astype(np.float32)
+    num_threads, num_steps, num_rows, dim = 4, 1_000, 6, 4_000
+    random = np.random.default_rng(0)
+    state = tables.new_state(SGD, np.zeros([num_rows, dim]))
+    # Wide rows, in the same order: two steps that overlap would meet in a row.
+    ids = np.array([5, 0, 1, 2, 3, 4, 5])
+    grads = random.integers(-4, 5, [num_threads, len(ids), dim]).astype(np.float32)
+    steps = looped_step(SGD, [state], num_steps)
+    batches = [[tables.slices(ids, one)] for one in grads]
+    steps.get_concrete_function(batches[0])
+    num_running = num_threads
 
-    def train(thread):
-        batch = tables.slices(ids[thread], grads[thread])
-        for _ in range(num_steps):
-            apply_rows(rule, [state], [batch], tables.settings())
+    def train(batch):
+        nonlocal num_running
+        try:
+            steps(batch)
+        finally:
+            num_running -= 1
 
-    run_threads(*(lambda thread=thread: train(thread) for thread in range(num_threads)))
-    expected = np.zeros([num_rows, 8])
-    np.add.at(expected, ids.ravel(), -num_steps * grads.reshape([-1, 8]))
+    def read():
+        # A step that finds the table held by a reader goes on with a copy of it.
+        while num_running:
+            state.table.read_value()
+
+    run_threads(*(lambda batch=batch: train(batch) for batch in batches), read)
+
+    expected = np.zeros([num_rows, dim])
+    np.add.at(expected, ids, -num_steps * grads.sum(axis=0, dtype=np.float64))
     np.testing.assert_array_equal(state.table.numpy(), expected)
-    num_distinct = sum(len(np.unique(one)) for one in ids)
     np.testing.assert_array_equal(
         state.counters.numpy(),
-        tables.counters(num_lookups=num_steps * ids.size, num_row_updates=num_steps * num_distinct),
+        tables.counters(
+            num_lookups=num_threads * num_steps * len(ids),
+            num_row_updates=num_threads * num_steps * num_rows,
+        ),
     )
 
 
 def test_steps_on_tables_in_opposite_orders_do_not_block_each_other():
-    rule = RULE_CASES["momentum"].rule
-    states = [tables.new_state(rule, np.zeros([4, 2]), name) for name in ("users", "items")]
-    batches = [tables.slices(np.array([0, 3]), np.ones([2, 2], "f"))] * 2
+    num_steps, num_lookups = 100, 5_000
+    users, items = (tables.new_state(SGD, np.zeros([1_000, 8])) for _ in range(2))
+    batch = tables.slices(np.arange(num_lookups) % 1_000, np.ones([num_lookups, 8], np.float32))
 
-    def train(ordered_states):
-        for _ in range(300):
-            apply_rows(rule, ordered_states, batches, tables.settings())
+    def train(*states):
+        for _ in range(num_steps):
+            apply_rows(SGD, states, [batch] * len(states), tables.settings())
 
-    run_threads(lambda: train(states), lambda: train(states[::-1]))
-    for state in states:
-        assert state.counters.numpy()[0] == 2 * 300 * 2
+    # Steps on one table alone keep the others waiting in the middle of taking their two.
+    orders = [(users, items), (items, users), (users,), (items,)]
+    run_threads(*(lambda order=order: train(*order) for order in orders))
+    for state in (users, items):
+        assert state.counters.numpy()[0] == 3 * num_steps * num_lookups
 
 
 @pytest.mark.parametrize("read", ["gather", "dense"])

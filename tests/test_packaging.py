@@ -1,0 +1,121 @@
+"""Checks what a source archive and a wheel contain, and that the one is built from the other."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+
+import pytest
+import tensorflow as tf
+
+import tf_slipstream
+from tf_slipstream._keras import IS_KERAS_3
+
+pytest.importorskip("scikit_build_core", reason="the build backend; `make setup` installs it")
+pytestmark = pytest.mark.skipif(not IS_KERAS_3, reason="packages are the same for both Kerases")
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDERS = ("custom_ops", "tests", "tf_slipstream")
+FILES = (".gitignore", "LICENSE", "Makefile", "README.md", "pyproject.toml", "setup.cfg")
+LIBRARY = f"tf_slipstream/ops/_slipstream_ops_tf{'.'.join(tf.__version__.split('.')[:2])}.so"
+# What a working folder holds beside the sources.
+LEFTOVERS = ("build/a.o", "tf_slipstream/ops/_slipstream_ops_tf1.0.so", ".venv/lib/a.py")
+WITHOUT_COMPILER = os.environ | {"CXX": "/nonexistent"}
+WITHOUT_NATIVE_OPS = ("-C", "cmake.define.SLIPSTREAM_NATIVE=OFF")
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def source_folder(tmp_path_factory):
+    """A copy of what is in version control, and leftovers that belong in no package."""
+    folder = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.so")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in FILES:
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source_archive(source_folder, tmp_path_factory):
+    sources = files_below(source_folder)
+    for name in LEFTOVERS:
+        (source_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (source_folder / name).write_bytes(b"\x7fELF")
+    folder = tmp_path_factory.mktemp("archive")
+    build = "import sys; from scikit_build_core.build import build_sdist as b; b(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source_folder, check=True)
+    (archive,) = folder.iterdir()
+    return archive, sources
+
+
+def build_wheel(source_archive, folder, *options, env=None):
+    """Builds a wheel without network; returns it, and what was printed if there is none."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
+    command += [
+        "--no-cache-dir",
+        "--no-index",
+        "--wheel-dir",
+        str(folder),
+        *options,
+        str(source_archive[0]),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    return next(folder.glob("*.whl"), None), " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_source_archive_has_every_source_and_nothing_else(source_archive):
+    archive, sources = source_archive
+    top = f"tf_slipstream-{tf_slipstream.__version__}"
+    with tarfile.open(archive) as tar:
+        contents = {m.name.removeprefix(f"{top}/"): tar.extractfile(m).read() for m in tar}
+    assert archive.name == f"{top}.tar.gz"
+    assert set(contents) == sources | {"PKG-INFO"}
+    for content in contents.values():
+        content.decode()  # text: raises otherwise
+
+
+def test_a_wheel_from_the_source_archive_has_native_ops_that_load(source_archive, tmp_path):
+    wheel, printed = build_wheel(source_archive, tmp_path)
+    assert wheel is not None, printed
+    platform = re.sub("[-.]", "_", sysconfig.get_platform())
+    assert wheel.name == f"tf_slipstream-{tf_slipstream.__version__}-py3-none-{platform}.whl"
+    modules = {name for name in source_archive[1] if re.match(r"tf_slipstream/.*\.py$", name)}
+    with zipfile.ZipFile(wheel) as packed:
+        information = f"tf_slipstream-{tf_slipstream.__version__}.dist-info"
+        names = {name for name in packed.namelist() if not name.startswith(information)}
+        assert names == modules | {LIBRARY}
+        licence = packed.read(f"{information}/licenses/LICENSE")
+        assert licence == (ROOT / "LICENSE").read_bytes()
+        metadata = packed.read(f"{information}/METADATA").decode()
+        assert "Requires-Dist: tensorflow==2.21.*" in metadata
+        assert "License-Expression: Apache-2.0" in metadata
+        library = packed.extract(LIBRARY, tmp_path)
+    load = "import sys, tensorflow as tf; tf.load_op_library(sys.argv[1]).Slipstream_ApplyRows"
+    subprocess.run([sys.executable, "-c", load, library], check=True)
+
+
+def test_without_a_compiler_the_error_says_what_to_do(source_archive, tmp_path):
+    wheel, printed = build_wheel(source_archive, tmp_path, env=WITHOUT_COMPILER)
+    assert wheel is None
+    assert "needs a C++17 compiler (g++)" in printed
+    assert " ".join(WITHOUT_NATIVE_OPS) in printed
+
+
+def test_without_native_ops_no_compiler_is_needed(source_archive, tmp_path):
+    wheel, printed = build_wheel(
+        source_archive, tmp_path, *WITHOUT_NATIVE_OPS, env=WITHOUT_COMPILER
+    )
+    assert wheel is not None, printed
+    with zipfile.ZipFile(wheel) as packed:
+        assert "tf_slipstream/ops/_library.py" in packed.namelist()
+        assert not [name for name in packed.namelist() if name.endswith(".so")]
