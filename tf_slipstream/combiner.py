@@ -52,10 +52,5 @@ def combine_segments(rows, weights, segment_ids, num_segments, combiner):
 def _normalised(combined, weights, combiner, sum_bags):
     if combiner == "sum":
         return combined
-    if combiner == "mean":
-        size = sum_bags(weights)
-    else:
-        squares = sum_bags(tf.square(weights))
-        # The gradient of a root at 0 is infinite, and would make the weights' gradient NaN.
-        size = tf.sqrt(tf.where(squares > 0, squares, 1.0))
+    size = sum_bags(weights) if combiner == "mean" else tf.sqrt(sum_bags(tf.square(weights)))
     return tf.math.divide_no_nan(combined, size[..., tf.newaxis])
