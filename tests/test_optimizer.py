@@ -597,6 +597,15 @@ class TestConstraints:
         actual, expected = self.step(constraint)
         close(actual, constraint(expected))
 
+    @pytest.mark.parametrize("axis, marked", [(0, -1), (1, 0b100010)])
+    def test_every_row_that_it_may_write_is_marked_as_changed(self, axis, marked):
+        constraint = keras.constraints.MaxNorm(0.5, axis=axis)
+        table = table_of(random_table(6, 5), name="user", embeddings_constraint=constraint)
+        optimizer = SlipstreamOptimizer(keras.optimizers.SGD(0.5))
+        gradient = slices([1, 5, 1], np.ones([3, 5], np.float32), 6)
+        optimizer.apply_gradients([(gradient, table)])
+        assert optimizer.tables["user"].changed_rows.numpy().tolist() == [marked]
+
     def test_a_subclass_of_ones_own_is_applied_to_the_whole_table(self):
         class NonNeg(keras.constraints.NonNeg):
             def __call__(self, table):

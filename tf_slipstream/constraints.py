@@ -5,7 +5,7 @@ import tensorflow as tf
 from tf_slipstream import _keras
 
 
-def constrain_rows(constraint, table, ids):
+def constrain_rows(constraint, state, ids):
     """Applies a constraint after an update.
 
     One that acts on each row alone is applied to the rows given. Any other (a norm along axis 0, a
@@ -13,11 +13,13 @@ def constrain_rows(constraint, table, ids):
 
     Args:
         constraint: Keras constraint.
-        table: `tf.Variable` `[num_rows, dim]`.
+        state: The `TableState`; where the whole table is written, every row is marked as changed.
         ids: `[num_lookups]`, the rows updated; may repeat.
     """
+    table = state.table
     if not _is_row_by_row(constraint):
         table.assign(constraint(table))
+        state.changed_rows.assign(tf.fill(tf.shape(state.changed_rows), -1))
         return
     ids, _ = tf.unique(ids)
     table.scatter_update(tf.IndexedSlices(constraint(tf.gather(table, ids)), ids))

@@ -150,7 +150,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 inner.iterations.assign_add(1)
             for (_, variable), state, one in zip(tables, states, slices):
                 if variable.constraint is not None:
-                    constrain_rows(variable.constraint, state.table, one.indices)
+                    constrain_rows(variable.constraint, state, one.indices)
 
     def _as_slices(self, grad, state):
         if not isinstance(grad, tf.IndexedSlices):
