@@ -52,6 +52,12 @@ class LiveSlicesOp : public OpKernel {
   explicit LiveSlicesOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
+    int num_tables;
+    OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
+    const size_t expected = num_tables;
+    OP_REQUIRES(context, table_names_.size() == expected && num_rows_.size() == expected,
+                InvalidArgument("expected ", num_tables, " table_names and num_rows, got ",
+                                table_names_.size(), " and ", num_rows_.size()));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -72,10 +78,12 @@ class LiveSlicesOp : public OpKernel {
                    ReadLookups(context, table_names_, num_rows_, dims, wake_steps, &lookups));
     const Tensor* step;
     OP_REQUIRES_OK(context, context->input("step", &step));
+    OP_REQUIRES(context, step->NumElements() == 1,
+                InvalidArgument("step must be a scalar, got ", step->shape().DebugString()));
 
     const ParallelFor parallel_for = IntraOpPool(context);
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
-    const BadLookup bad = live_rows->Find(lookups, step->scalar<int64_t>()(), parallel_for);
+    const BadLookup bad = live_rows->Find(lookups, step->flat<int64_t>()(0), parallel_for);
     OP_REQUIRES(context, bad.kind == BadLookup::kNone,
                 BadLookupError(bad, table_names_[bad.table], num_rows_[bad.table]));
 

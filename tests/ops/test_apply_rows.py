@@ -225,6 +225,16 @@ def test_many_lookups_are_summed_as_numpy_sums_them(native_or_fallback):
     assert (np.abs(state.table.numpy() - (plan.values() - sums)) <= bound).all()
 
 
+# Around the kernels' rows per task (512), and lookups per bucket and per chunk (4096).
+@pytest.mark.parametrize("num_rows", [511, 512, 513, 1_025, 4_095, 4_096, 4_097, 8_193])
+def test_every_row_is_updated_once_at_the_edges_of_a_share_of_work(num_rows):
+    state = tables.new_state(SGD, np.zeros([num_rows, 1]))
+    ids = np.random.default_rng(0).permutation(num_rows)
+    ones = np.ones([num_rows, 1], np.float32)
+    apply_rows(SGD, [state], [tables.slices(ids, ones)], tables.settings())
+    np.testing.assert_array_equal(state.table.numpy(), -ones)
+
+
 @pytest.mark.parametrize("name", ["adam", "row_wise_adagrad"])
 def test_many_lookups_match_the_reference(name):
     wake_steps = np.where(np.arange(3_000) % 7 == 0, 2, 0).tolist()
@@ -259,3 +269,9 @@ def test_exactly_the_rows_written_are_marked_as_changed(native):
             )
     marked = tables.changed(state.changed_rows.numpy(), 100)
     assert np.flatnonzero(marked).tolist() == [0, 31, 32, 99]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
+def test_a_step_without_tables_does_nothing(native):
+    with tables.native_or_fallback_ops(native):
+        assert apply_rows(SGD, [], [], tables.settings()) == []

@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES, slices
 from tests.reference import summed_rows
+from tf_slipstream.ops import _library
 from tf_slipstream.ops.live_slices import live_slices
 
 SGD = RULE_CASES["sgd"].rule
@@ -129,3 +130,33 @@ def test_gradients_of_another_shape_are_refused(grads_shape):
     state = tables.new_state(SGD, np.zeros([4, 2]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="expected indices"):
         live_slices([state], [batch], step_of(1))
+
+
+def test_a_step_that_is_no_scalar_is_refused_and_does_not_end_the_process():
+    state = tables.new_state(SGD, np.zeros([6, 3]))
+    one = tables.slices([1], np.ones([1, 3], np.float32))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="step must be a scalar"):
+        live_slices([state], [one], step=tf.constant([1, 2], tf.int64))
+
+
+def test_attributes_of_another_length_are_refused():
+    state = tables.new_state(SGD, np.zeros([6, 3]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected 1 table_names"):
+        _library.native_ops().slipstream_live_slices(
+            wake_steps=[state.wake_steps.handle],
+            indices=[tf.constant([1])],
+            grads=[tf.ones([1, 3])],
+            step=tf.constant(1, tf.int64),
+            table_names=["a", "b"],
+            num_rows=[6, 6],
+        )
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
+def test_a_function_can_return_live_slices(native):
+    state = tables.new_state(SGD, np.zeros([6, 3]))
+    one = tables.slices([4, 1, 4], np.ones([3, 3], np.float32))
+    with tables.native_or_fallback_ops(native):
+        (live,) = tf.function(lambda: live_slices([state], [one], tf.constant(1, tf.int64)))()
+    assert live.indices.numpy().tolist() == [4, 1]
+    assert live.dense_shape.numpy().tolist() == [6, 3]

@@ -45,6 +45,8 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         tf.errors.InvalidArgumentError: For an id outside its table, or a summed gradient that is
             NaN or infinite.
     """
+    if not states:
+        return []
     grad_scales = grad_scales or [tf.ones([])] * len(states)
     weight_decays = weight_decays or [0.0] * len(states)
     native = _library.native_ops(states[0].table.device)

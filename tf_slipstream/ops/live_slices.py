@@ -35,7 +35,7 @@ def live_slices(states, slices, step):
         num_rows=[state.num_rows for state in states],
     )
     return [
-        tf.IndexedSlices(v, i, dense_shape=state.table.shape)
+        tf.IndexedSlices(v, i, dense_shape=_dense_shape(state))
         for v, i, state in zip(values, indices, states)
     ]
 
@@ -54,12 +54,17 @@ def live_slices_fallback(states, slices, step):
         return (
             [
                 tf.IndexedSlices(
-                    tf.identity(live.values), tf.identity(live.indices), state.table.shape
+                    tf.identity(live.values), tf.identity(live.indices), _dense_shape(state)
                 )
                 for (live, _), state in zip(found, states)
             ],
             [tf.identity(counts) for _, counts in found],
         )
+
+
+def _dense_shape(state):
+    # A tensor, without which a function cannot return the slices.
+    return tf.constant(list(state.table.shape), tf.int64)
 
 
 def _find_live(slices, state, step):
