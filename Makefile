@@ -32,8 +32,8 @@ demo: $(READY)
 
 # Two files at a time: the machine that this is made for has two cores.
 test: $(READY) test-kernels
-	$(BIN)/python -m pytest -n 2 $(ARGS)
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-kernels:
 	sh custom_ops/tests/run.sh

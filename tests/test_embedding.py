@@ -343,7 +343,7 @@ class TestArguments:
         with pytest.raises(ValueError, match=message):
             SlipstreamEmbedding(10, 3, **arguments)
 
-    @pytest.mark.parametrize("dim", [0, -1])
+    @pytest.mark.parametrize("dim", [0, -1, True, 2.5, None])
     def test_dimensions_must_be_positive(self, dim):
         with pytest.raises(ValueError, match="positive"):
             SlipstreamEmbedding(dim, 3)

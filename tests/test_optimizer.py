@@ -554,6 +554,13 @@ class TestTables:
         }
 
 
+class Clip(keras.constraints.Constraint):
+    """A constraint of a user's own."""
+
+    def __call__(self, w):
+        return tf.clip_by_value(w, -0.5, 0.5)
+
+
 class TestConstraints:
     """`embeddings_constraint`, after a step of SGD on rows 1 and 5."""
 
@@ -589,9 +596,9 @@ class TestConstraints:
         [
             keras.constraints.MaxNorm(0.5),  # along axis 0
             keras.constraints.MaxNorm(0.5, axis=[0, 1]),
-            lambda table: tf.clip_by_value(table, -0.5, 0.5),
+            Clip(),
         ],
-        ids=["MaxNorm 0", "MaxNorm of all", "a function"],
+        ids=["MaxNorm 0", "MaxNorm of all", "one of the user's"],
     )
     def test_others_are_applied_to_the_whole_table(self, constraint):
         actual, expected = self.step(constraint)

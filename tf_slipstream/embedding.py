@@ -1,6 +1,7 @@
 """The Keras layer."""
 
 import dataclasses
+import numbers
 
 import tensorflow as tf
 
@@ -105,13 +106,17 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                     f"SlipstreamEmbedding does not take `{argument}`: {reason}. Use "
                     "keras.layers.Embedding for that, or leave it out."
                 )
+        for argument, dim in (("input_dim", input_dim), ("output_dim", output_dim)):
+            # Older releases of Keras 3 do not check.
+            if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or dim <= 0:
+                raise ValueError(f"`{argument}` must be a positive integer, got {dim!r}.")
         if combiner is not None and combiner not in COMBINERS:
             raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
         self.combiner = combiner
         self.policy = _checked_policy(policy)
         super().__init__(
-            input_dim,
-            output_dim,
+            int(input_dim),
+            int(output_dim),
             embeddings_initializer=embeddings_initializer,
             embeddings_regularizer=embeddings_regularizer,
             embeddings_constraint=embeddings_constraint,

@@ -6,8 +6,12 @@
 // choice runs before a sanitizer has started, so sanitized builds have the baseline alone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if __GNUC__ >= 12
 #define SLIPSTREAM_SIMD \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
+#else  // which does not choose by the levels' names
+#define SLIPSTREAM_SIMD __attribute__((target_clones("default", "avx2", "avx512f"), flatten))
+#endif
 #else
 #define SLIPSTREAM_SIMD
 #endif

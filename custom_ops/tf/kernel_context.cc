@@ -56,7 +56,7 @@ absl::Status ReadLookups(OpKernelContext* context, const std::vector<std::string
   for (int t = 0; t < indices.size(); ++t) {
     const Tensor& ids = indices[t];
     const Tensor& rows = grads[t];
-    if (ids.dims() != 1 || rows.dims() != 2 || rows.dim_size(0) != ids.dim_size(0) ||
+    if (dims[t] < 1 || ids.dims() != 1 || rows.dims() != 2 || rows.dim_size(0) != ids.dim_size(0) ||
         rows.dim_size(1) != dims[t]) {
       return InvalidArgument("table '", table_names[t],
                              "': expected indices [num_lookups] and gradient rows ",

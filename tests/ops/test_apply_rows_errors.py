@@ -257,3 +257,11 @@ def test_an_error_leaves_the_op_fit_for_the_next_step():
         apply_rows(ADAM, each, batches, tables.settings(2, 0.125))
     for state, other in zip(states, expected):
         tables.assert_same_bits(tables.arrays_of(state), tables.arrays_of(other))
+
+
+def test_a_table_of_rows_without_elements_is_refused():
+    state = tables.new_state(SGD, np.zeros([3, 0]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="gradient rows"):
+        apply_rows(
+            SGD, [state], [tables.slices([1], np.ones([1, 0], np.float32))], tables.settings()
+        )
