@@ -16,6 +16,19 @@ constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 constexpr int64_t kMinBytes = int64_t{16} << 20;
 // MADV_COLLAPSE (Linux 6.1) is younger than most build machines' headers.
 constexpr int kMadvCollapse = 25;
+// Looking in vain for a huge page takes the kernel up to milliseconds. After so many the rest of the
+// buffer is left to the kernel's own background work, as it is where MADV_COLLAPSE is unknown.
+constexpr int kMaxFailuresInARow = 32;
+
+// One huge page at a time: asked for more, the kernel stops at the first that it cannot get.
+void Collapse(uintptr_t begin, uintptr_t end) {
+  int failures = 0;
+  for (uintptr_t page = begin; page < end && failures < kMaxFailuresInARow;
+       page += kHugePageBytes) {
+    void* start = reinterpret_cast<void*>(page);
+    failures = madvise(start, kHugePageBytes, kMadvCollapse) == 0 ? 0 : failures + 1;
+  }
+}
 
 }  // namespace
 
@@ -36,9 +49,8 @@ void UseHugePages(const void* data, int64_t num_bytes) {
   const uintptr_t end =
       (reinterpret_cast<uintptr_t>(data) + num_bytes) / kHugePageBytes * kHugePageBytes;
   if (begin >= end) return;
-  void* start = reinterpret_cast<void*>(begin);
-  if (madvise(start, end - begin, MADV_HUGEPAGE) == 0) {
-    madvise(start, end - begin, kMadvCollapse);  // older kernels refuse, and collapse in time
+  if (madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) == 0) {
+    Collapse(begin, end);
   }
 }
 #else
