@@ -16,8 +16,8 @@ constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 constexpr int64_t kMinBytes = int64_t{16} << 20;
 // MADV_COLLAPSE (Linux 6.1) is younger than most build machines' headers.
 constexpr int kMadvCollapse = 25;
-// Looking in vain for a huge page takes the kernel up to milliseconds. After so many the rest of the
-// buffer is left to the kernel's own background work, as it is where MADV_COLLAPSE is unknown.
+// Looking in vain for a huge page takes the kernel up to milliseconds. After so many the rest of
+// the buffer is left to the kernel's background work, as it is where MADV_COLLAPSE is unknown.
 constexpr int kMaxFailuresInARow = 32;
 
 // One huge page at a time: asked for more, the kernel stops at the first that it cannot get.
