@@ -26,6 +26,7 @@ LAYERS = (
     set(),
     {"embedding"},
     {"optimizer"},
+    {"callbacks", "cli", "export"},
     {PACKAGE},
 )
 DEFAULT_LAYER = LAYERS.index(set())
@@ -81,6 +82,7 @@ def test_the_modules_are_found():
     assert own_imports_of(f"{PACKAGE}.ops.apply_rows") == {
         f"{PACKAGE}.ops._library",
         f"{PACKAGE}.ops.live_slices",
+        f"{PACKAGE}.ops.staleness",
     }
 
 

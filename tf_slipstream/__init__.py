@@ -6,6 +6,7 @@ What users import. No logic here; to add a public name, import it and list it in
 from tf_slipstream import data
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.optimizer import SlipstreamOptimizer
+from tf_slipstream.policy import StalenessPolicy
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
 from tf_slipstream.skip_stats import SkipStats
 
@@ -16,5 +17,6 @@ __all__ = [
     "SkipStats",
     "SlipstreamEmbedding",
     "SlipstreamOptimizer",
+    "StalenessPolicy",
     "data",
 ]

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_slipstream import _keras
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
+from tf_slipstream.policy import as_policy
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
 # moment.
@@ -31,6 +32,13 @@ class TableSpec:
 
     name: str
     policy: object
+
+
+def wake_rows_of(variable):
+    """Has the optimizer of a table apply all gradients that it holds, if there is one."""
+    optimizer = getattr(variable, "_slipstream_optimizer", lambda: None)()
+    if optimizer is not None:
+        optimizer.wake_all()
 
 
 def table_spec(variable):
@@ -60,8 +68,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             left out of its bag.
         combiner: None, for a row per id; or how the ids of the last axis become one vector:
             `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`.
-        policy: When rows are stale and their updates left out: a `StalenessPolicy`; `"default"`,
-            the optimizer's; or None, never.
+        policy: When rows are stale and their updates deferred or left out: a `StalenessPolicy`, the
+            name of a preset; `"default"`, the optimizer's; or None, never.
         **kwargs: Keras's other arguments: `weights`, `name`, `dtype`, `trainable`, ... Under a
             mixed precision `dtype` the table stays float32 and only the rows read are cast.
 
@@ -113,7 +121,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         if combiner is not None and combiner not in COMBINERS:
             raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
         self.combiner = combiner
-        self.policy = _checked_policy(policy)
+        self.policy = as_policy(policy, also=("default",))
         super().__init__(
             int(input_dim),
             int(output_dim),
@@ -166,6 +174,10 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
+        with tf.init_scope():
+            # `export` traces the model right before it writes the variables.
+            if tf.executing_eagerly() and not tf.distribute.has_strategy():
+                self._wake_rows()
         inputs = _as_ids(inputs)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
@@ -182,9 +194,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def _lookup(self, ids):
         """Returns float32 rows `[..., output_dim]` for dense ids `[...]`."""
         # The op's name carries the table's into the error for a bad id; eager execution drops it.
-        table = _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)
         try:
-            return tf.gather(table, ids, name=f"table_{self.name}")
+            return tf.gather(self._table(), ids, name=f"table_{self.name}")
         except tf.errors.InvalidArgumentError as error:
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
@@ -268,8 +279,32 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def get_config(self):
         config = super().get_config()
         config["combiner"] = self.combiner
-        config["policy"] = self.policy
+        config["policy"] = _keras.keras.saving.serialize_keras_object(self.policy)
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        config["policy"] = _keras.keras.saving.deserialize_keras_object(config["policy"])
+        return super().from_config(config)
+
+    def save_own_variables(self, store):
+        self._wake_rows()
+        super().save_own_variables(store)
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.
+        if save_type == "savedmodel":
+            self._wake_rows()
+        return super()._trackable_children(save_type, **kwargs)
+
+    def _wake_rows(self):
+        """Has the optimizer apply the gradients that it holds, before the table is written out."""
+        if self.built:
+            wake_rows_of(self._table())
+
+    def _table(self):
+        return _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)
 
 
 def _as_ids(inputs):
@@ -286,11 +321,3 @@ def _kind(tensor):
         if isinstance(tensor, kind):
             return kind
     return tf.Tensor
-
-
-def _checked_policy(policy):
-    if policy is None or policy == "default":
-        return policy
-    raise ValueError(
-        f"`policy` must be 'default' (the optimizer's) or None (never skip), got {policy!r}."
-    )

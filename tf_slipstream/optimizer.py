@@ -1,6 +1,7 @@
 """The wrapping optimizer."""
 
 import itertools
+import weakref
 
 import tensorflow as tf
 
@@ -9,7 +10,14 @@ from tf_slipstream.constraints import constrain_rows
 from tf_slipstream.embedding import table_spec
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
 from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.staleness import (
+    POLICY_STATES,
+    POOL_INTS,
+    initial_threshold,
+    pool_capacity,
+)
 from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
+from tf_slipstream.policy import as_policy
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
 from tf_slipstream.skip_stats import SkipStats
 
@@ -33,7 +41,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     Args:
         inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`.
             For float16 put the `LossScaleOptimizer` around the `SlipstreamOptimizer`.
-        policy: When rows of tables whose layer says `policy="default"` are stale; None: never.
+        policy: When rows of tables whose layer says `policy="default"` are stale: a
+            `StalenessPolicy`, the name of a preset (`"conservative"`, `"balanced"`,
+            `"aggressive"`), or None: never.
         name: String.
 
     Raises:
@@ -52,12 +62,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
     def __init__(self, inner, policy=None, name="slipstream"):
         self._check_inner(inner)
-        if policy is not None:
-            raise ValueError(f"`policy` must be None (never skip), got {policy!r}.")
+        policy = as_policy(policy)
         super().__init__(inner, name)
-        self._rule = _update_rule(inner)
         self.policy = policy
+        self._rule = _update_rule(inner)
         self._states = {}
+        self._tables = list
 
     @staticmethod
     def _check_inner(inner):
@@ -86,25 +96,34 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 "machine, alone or under MirroredStrategy."
             )
         self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
-        names = set()
+        names, tables = set(), []
         for variable in variables:
             spec = table_spec(variable)
             if spec is not None:
                 # Two models may share an optimizer, and each may have a layer of that name.
                 name = _unlike(names, spec.name)
                 names.add(name)
-                self._states[self._var_key(variable)] = self._add_state(variable, name)
+                key = self._var_key(variable)
+                policy = self.policy if spec.policy == "default" else spec.policy
+                self._states[key] = self._add_state(variable, name, policy)
+                _keras.tf_variable(variable)._slipstream_optimizer = weakref.ref(self)
+                tables.append((variable, self._states[key]))
+        # In a function, so that Keras does not take them for the optimizer's own variables.
+        self._tables = lambda: tables
 
-    def _add_state(self, variable, name):
+    def _add_state(self, variable, name, policy):
         table = _keras.tf_variable(variable)
         num_rows, dim = table.shape
 
         def add(suffix, shape, dtype, value=0):
+            """Adds a variable with equal elements, or with equal rows."""
             with self._distribution_strategy.extended.colocate_vars_with(table):
                 added = self.add_variable(
                     shape=shape,
                     # One fill, where Keras's Constant needs the memory twice.
-                    initializer=lambda shape, dtype=None: tf.fill(shape, tf.cast(value, dtype)),
+                    initializer=lambda shape, dtype=None: tf.broadcast_to(
+                        tf.cast(value, dtype), shape
+                    ),
                     dtype=dtype,
                     name=f"{name}_{suffix}",
                 )
@@ -119,9 +138,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             table=table,
             slots=slots,
             last_steps=add("last_steps", (num_rows,), "int32") if self._rule.has_moments else None,
-            wake_steps=add("wake_steps", (0,), "int32"),
             changed_rows=add("changed_rows", (-(-num_rows // 32),), "int32"),
             counters=add("counters", (NUM_COUNTERS,), "int64"),
+            policy=policy,
+            correlation=self._rule.correlation,
+            **({} if policy is None else _policy_variables(policy, num_rows, dim, add)),
         )
 
     def _apply(self, grads, variables):
@@ -150,7 +171,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 inner.iterations.assign_add(1)
             for (_, variable), state, one in zip(tables, states, slices):
                 if variable.constraint is not None:
-                    constrain_rows(variable.constraint, state, one.indices)
+                    ids = _with_flushed(state, one.indices, settings.step)
+                    constrain_rows(variable.constraint, state, ids)
 
     def _as_slices(self, grad, state):
         if not isinstance(grad, tf.IndexedSlices):
@@ -210,6 +232,62 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         """Dict from a table's name to its `TableState`; empty before the optimizer is built."""
         return {state.name: state for state in self._states.values()}
 
+    def wake_all(self):
+        """Applies all gradients that are held, and makes every row live.
+
+        `fit` does so at its end, and so do saving and exporting a model. Call it eagerly, outside
+        of a strategy's replicas.
+        """
+        states = [state for state in self._states.values() if state.policy is not None]
+        if not states or int(self.iterations) == 0:
+            return
+        strategy = self._distribution_strategy
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            strategy.run(self._wake)
+        else:
+            self._wake()
+
+    def _wake(self):
+        pairs = [(v, state) for v, state in self._tables() if state.policy is not None]
+        states = [state for _, state in pairs]
+        settings = StepSettings(
+            step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64),
+            learning_rate=_keras.current_learning_rate(self.inner_optimizer),
+            wake_all=True,
+        )
+        nothing = [
+            tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), tf.zeros([0], tf.int64))
+            for state in states
+        ]
+        decays = [self._weight_decay(variable) for variable, _ in pairs]
+        done = self._apply_tables(states, nothing, settings, None, decays)
+        with tf.control_dependencies(done):
+            for variable, state in pairs:
+                if variable.constraint is not None:
+                    constrain_rows(variable.constraint, state, _popular_rows(state))
+
+    @property
+    def strictness(self):
+        """What multiplies every table's threshold and longest sleep, in (0, 1]; 1 at first."""
+        for state in self._states.values():
+            if state.policy is not None:
+                return float(state.policy_state.numpy()[POLICY_STATES.index("strictness")])
+        return 1.0
+
+    def set_strictness(self, strictness):
+        """Sets `strictness`: the lower, the fewer rows are at rest and the shorter they sleep.
+
+        Args:
+            strictness: Number in (0, 1].
+        """
+        if not 0 < strictness <= 1:
+            raise ValueError(f"`strictness` must be in (0, 1], got {strictness!r}.")
+        for state in self._states.values():
+            if state.policy is not None:
+                values = state.policy_state.numpy()
+                values[POLICY_STATES.index("strictness")] = strictness
+                state.policy_state.assign(values)
+
     def skip_stats(self):
         """Returns what skipping did to each table since training began.
 
@@ -220,12 +298,25 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         stats = {}
         for state in self._states.values():
             counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
+            num_stale_rows, drift_threshold = 0, 0.0
+            if state.policy is not None:
+                policy = dict(zip(POLICY_STATES, state.policy_state.numpy()))
+                num_stale_rows = int(policy["num_sleeping"])
+                drift_threshold = float(policy["threshold"] * policy["strictness"])
             stats[state.name] = SkipStats(
-                **counts, num_stale_rows=0, num_rows=state.num_rows, drift_threshold=0.0
+                **counts,
+                num_stale_rows=num_stale_rows,
+                num_rows=state.num_rows,
+                drift_threshold=drift_threshold,
             )
         return stats
 
+    def save_own_variables(self, store):
+        self.wake_all()
+        super().save_own_variables(store)
+
     def finalize_variable_values(self, var_list):
+        self.wake_all()
         self.inner_optimizer.finalize_variable_values(
             [v for v in var_list if table_spec(v) is None]
         )
@@ -237,7 +328,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         return {
             "name": self.name,
             "inner": _keras.keras.saving.serialize_keras_object(self.inner_optimizer),
-            "policy": self.policy,
+            "policy": _keras.keras.saving.serialize_keras_object(self.policy),
         }
 
     @classmethod
@@ -246,7 +337,38 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         inner = _keras.keras.saving.deserialize_keras_object(
             config.pop("inner"), custom_objects=custom_objects
         )
+        config["policy"] = _keras.keras.saving.deserialize_keras_object(config["policy"])
         return cls(inner, **config)
+
+
+def _policy_variables(policy, num_rows, dim, add):
+    """Returns the fields of a `TableState` that a policy needs."""
+    capacity = pool_capacity(policy, num_rows)
+    initial = dict.fromkeys(POLICY_STATES, 0.0)
+    initial |= {"threshold": initial_threshold(policy), "strictness": 1.0}
+    return {
+        "row_states": add("row_states", (num_rows,), "int32"),
+        "pool_ints": add("pool_ints", (capacity, len(POOL_INTS)), "int64"),
+        "pool_floats": add("pool_floats", (capacity, 2 * dim + 1), "float32"),
+        "policy_state": add(
+            "policy_state", (len(POLICY_STATES),), "float64", list(initial.values())
+        ),
+    }
+
+
+def _popular_rows(state):
+    num_entries = tf.cast(state.policy_state[POLICY_STATES.index("num_entries")], tf.int64)
+    return state.pool_ints[:num_entries, POOL_INTS.index("row")]
+
+
+def _with_flushed(state, ids, step):
+    """Returns the rows that a step may have written."""
+    if state.policy is None or not state.policy.refresh_every:
+        return ids
+    nothing = tf.zeros([0], tf.int64)
+    is_refresh = step % state.policy.refresh_every == 0
+    flushed = tf.cond(is_refresh, lambda: _popular_rows(state), lambda: nothing)
+    return tf.concat([tf.cast(ids, tf.int64), flushed], axis=0)
 
 
 def _update_rule(optimizer):

@@ -81,8 +81,9 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
         if isinstance(gradient, tf.IndexedSlices):
             ids, lookup_row = tf.unique(gradient.indices)
             grads = tf.math.unsorted_segment_sum(gradient.values, lookup_row, tf.size(ids))
+            slots = [tf.gather(accumulator, ids)]
             rows, (accumulated,) = rule.update(
-                tf.gather(variable, ids), [tf.gather(accumulator, ids)], grads, rate, None, None
+                tf.gather(variable, ids), slots, grads, rate, None, None, None
             )
             accumulator.scatter_update(tf.IndexedSlices(accumulated, ids))
             variable.scatter_update(tf.IndexedSlices(rows, ids))
@@ -93,6 +94,7 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             [tf.reshape(accumulator, [-1, 1])],
             tf.reshape(gradient, as_rows),
             rate,
+            None,
             None,
             None,
         )

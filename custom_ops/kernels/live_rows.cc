@@ -105,6 +105,7 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
   histograms_.Reserve(num_counts);
   positions_.Reserve(num_lookups);
   rows_.Reserve(num_lookups);
+  deferred_rows_.Reserve(num_lookups);
   sums_.Reserve(num_sums);
 }
 
@@ -178,7 +179,7 @@ LiveRows::BucketResult LiveRows::Group(const Lookups<Index>& table, const Part& 
     while (slots[slot] >= 0 && rows[slots[slot]].id != id) slot = (slot + 1) & slot_mask;
     if (slots[slot] < 0) {
       slots[slot] = num_rows;
-      rows[num_rows] = {id, nullptr, lookups[i]};
+      rows[num_rows] = {id, nullptr, lookups[i], 0};
       starts[num_rows + 2] = 0;
       ++num_rows;
     }
@@ -204,11 +205,37 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
   const TablePlan& plan = plans_[bucket.table];
   const int64_t dim = table.dim;
   LiveRow* rows = rows_.data() + plan.first_lookup + bucket.begin;
+  LiveRow* deferred = deferred_rows_.data() + plan.first_lookup + bucket.begin;
   float* sum = sums_.data() + plan.first_sum + bucket.begin / 2 * dim;
+  const RowStates& states = table.states;
   BadLookup bad;
+  const auto note = [&](BadLookup::Kind kind, const LiveRow& row) {
+    const BadLookup here{kind, bucket.table, row.first_lookup, row.id};
+    if (bad.kind == BadLookup::kNone || Before(here, bad)) bad = here;
+  };
   for (int64_t r = 0; r < num_rows; ++r) {
     const int64_t num_positions = starts[r + 1] - starts[r];
-    if (table.wake_steps != nullptr && step < table.wake_steps[rows[r].id]) {
+    LiveRow row = rows[r];
+    RowKind kind = RowKind::kLive;
+    if (states.row_states != nullptr) {
+      if (r + 2 * kPrefetchRows < num_rows) {
+        __builtin_prefetch(states.row_states + rows[r + 2 * kPrefetchRows].id, 1, 3);
+      }
+      if (r + kPrefetchRows < num_rows) {
+        const int64_t ahead = states.row_states[rows[r + kPrefetchRows].id];
+        if (ahead < 0) __builtin_prefetch(states.entries + (-1 - ahead), 1, 3);
+      }
+      row.state = states.row_states[row.id];
+      if (row.state < 0) {
+        const int64_t entry = -1 - static_cast<int64_t>(row.state);
+        if (entry >= states.num_entries || states.entries[entry].row != row.id) {
+          note(BadLookup::kState, row);
+          continue;
+        }
+        kind = KindOf(states.entries[entry], step, states.woken_at);
+      }
+    }
+    if (kind == RowKind::kSkipped) {
       result->counts.num_skipped_lookups += num_positions;
       ++result->counts.num_skipped_row_updates;
       continue;
@@ -216,7 +243,6 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
     if (r + kPrefetchRows < num_rows) {
       PrefetchRow(table.grads + positions[starts[r + kPrefetchRows]] * dim, dim);
     }
-    LiveRow row = rows[r];
     if (num_positions == 1) {
       row.grad = table.grads + row.first_lookup * dim;
     } else {
@@ -224,11 +250,14 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
       row.grad = sum;
       sum += dim;
     }
-    if (!AllFinite(row.grad, dim)) {
-      const BadLookup here{BadLookup::kGradient, bucket.table, row.first_lookup, row.id};
-      if (bad.kind == BadLookup::kNone || Before(here, bad)) bad = here;
+    if (!AllFinite(row.grad, dim)) note(BadLookup::kGradient, row);
+    if (kind == RowKind::kDeferred) {
+      result->counts.num_deferred_lookups += num_positions;
+      ++result->counts.num_deferred_row_updates;
+      deferred[result->num_deferred++] = row;
+    } else {
+      rows[result->num_live++] = row;
     }
-    rows[result->num_live++] = row;
   }
   return bad;
 }
@@ -237,6 +266,9 @@ template <typename Index>
 BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step,
                          const ParallelFor& parallel_for) {
   Plan(tables);
+  found_.counts.assign(tables.size(), {});
+  found_.runs.clear();
+  found_.deferred_runs.clear();
   bad_.assign(chunks_.size(), {});
   parallel_for(chunks_.size(),
                [&](int64_t c) { bad_[c] = CheckAndCount(tables[chunks_[c].table], chunks_[c]); });
@@ -250,21 +282,25 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
     results_[b] = Group(tables[buckets_[b].table], buckets_[b], step);
   });
 
-  counts_.assign(tables.size(), {});
-  runs_.clear();
   bad_.clear();
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Part& bucket = buckets_[b];
     const BucketResult& result = results_[b];
-    RowCounts& counts = counts_[bucket.table];
+    RowCounts& counts = found_.counts[bucket.table];
     counts.num_lookups += result.counts.num_lookups;
     counts.num_skipped_lookups += result.counts.num_skipped_lookups;
+    counts.num_deferred_lookups += result.counts.num_deferred_lookups;
     counts.num_row_updates += result.counts.num_row_updates;
     counts.num_skipped_row_updates += result.counts.num_skipped_row_updates;
+    counts.num_deferred_row_updates += result.counts.num_deferred_row_updates;
     bad_.push_back(result.bad);
+    const int64_t first = plans_[bucket.table].first_lookup + bucket.begin;
     if (result.num_live > 0) {
-      const int64_t first = plans_[bucket.table].first_lookup + bucket.begin;
-      runs_.push_back({bucket.table, rows_.data() + first, result.num_live});
+      found_.runs.push_back({bucket.table, rows_.data() + first, result.num_live});
+    }
+    if (result.num_deferred > 0) {
+      found_.deferred_runs.push_back(
+          {bucket.table, deferred_rows_.data() + first, result.num_deferred});
     }
   }
   return First(bad_);
@@ -276,10 +312,12 @@ void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim,
   // A row's place is the number of rows that came before its first lookup.
   std::vector<int32_t> places(num_lookups, 0);
   std::vector<const Run*> runs;
-  for (const Run& run : runs_) {
-    if (run.table != table) continue;
-    runs.push_back(&run);
-    for (int64_t r = 0; r < run.num_rows; ++r) places[run.rows[r].first_lookup] = 1;
+  for (const std::vector<Run>* all : {&found_.runs, &found_.deferred_runs}) {
+    for (const Run& run : *all) {
+      if (run.table != table) continue;
+      runs.push_back(&run);
+      for (int64_t r = 0; r < run.num_rows; ++r) places[run.rows[r].first_lookup] = 1;
+    }
   }
   int32_t place = 0;
   for (int32_t& here : places) {

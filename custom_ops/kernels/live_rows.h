@@ -6,18 +6,19 @@
 
 #include "buffer.h"
 #include "parallel.h"
+#include "staleness.h"
 
 namespace slipstream {
 
 // What one step looked up in one table, and the gradients that came back. All unchanged.
 //   ids        [num_lookups]; may repeat, in any order
 //   grads      [num_lookups, dim] row-major
-//   wake_steps [num_rows], or null where every row is live: a row is stale in each step < its own
+//   states     which rows are asleep
 template <typename Index>
 struct Lookups {
   const Index* ids;
   const float* grads;
-  const int32_t* wake_steps;
+  RowStates states;
   int64_t num_lookups;
   int64_t num_rows;
   int64_t dim;
@@ -28,34 +29,39 @@ struct Lookups {
 //   this
 //                is the caller's own memory, so that the common case copies nothing.
 //   first_lookup where in the batch its id came first
+//   state        its row state, see Staleness; 0 where there is no policy
 struct LiveRow {
   int64_t id;
   const float* grad;
   int32_t first_lookup;
+  int32_t state;
 };
 
 // Counts of one step in one table.
 struct RowCounts {
   int64_t num_lookups = 0;
   int64_t num_skipped_lookups = 0;
+  int64_t num_deferred_lookups = 0;
   int64_t num_row_updates = 0;  // distinct rows, the stale ones included
   int64_t num_skipped_row_updates = 0;
+  int64_t num_deferred_row_updates = 0;
 };
 
 // The first thing found that keeps a step from being applied.
 struct BadLookup {
-  enum Kind { kNone, kId, kGradient };
+  enum Kind { kNone, kId, kGradient, kState };
   Kind kind = kNone;
   int64_t table = 0;
   int64_t lookup = 0;  // position in the batch
   int64_t id = 0;
 };
 
-// Finds the rows that a step updates: drops repeats, leaves out stale rows, sums gradients.
+// Finds the rows that a step updates or defers: drops repeats, leaves out rows that are skipped,
+// sums gradients.
 //
 // Lookups are first dealt into buckets by a hash of their id, then each bucket is worked on alone,
 // in batch order. The number of buckets follows from the number of lookups, never from the threads,
-// so that sums and order repeat bit for bit. The gradient of a stale row is never read.
+// so that sums and order repeat bit for bit. The gradient of a skipped row is never read.
 //
 // Holds its memory between steps; not safe for two steps at once.
 class LiveRows {
@@ -66,21 +72,27 @@ class LiveRows {
   BadLookup Find(const std::vector<Lookups<Index>>& tables, int64_t step,
                  const ParallelFor& parallel_for);
 
-  // Rows of one table found by Find(), as runs of contiguous rows in an order that repeats.
+  // Rows of one table, contiguous. The order of runs repeats.
   struct Run {
     int64_t table;
     const LiveRow* rows;
     int64_t num_rows;
   };
-  const std::vector<Run>& runs() const { return runs_; }
-  const RowCounts& counts(int64_t table) const { return counts_[table]; }
-  int64_t num_live(int64_t table) const {
-    return counts_[table].num_row_updates - counts_[table].num_skipped_row_updates;
+  struct Found {
+    std::vector<Run> runs;           // rows to update
+    std::vector<Run> deferred_runs;  // rows that are asleep, whose gradients are to be held
+    std::vector<RowCounts> counts;   // one per table
+  };
+  const Found& found() const { return found_; }
+  const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
+  // How many rows of a table are updated or deferred.
+  int64_t num_read(int64_t table) const {
+    return counts(table).num_row_updates - counts(table).num_skipped_row_updates;
   }
 
   // Copies what Find() found in a table of num_lookups lookups, in order of first appearance.
-  //   ids   [num_live(table)], overwritten
-  //   grads [num_live(table), dim], overwritten
+  //   ids   [num_read(table)], overwritten
+  //   grads [num_read(table), dim], overwritten
   template <typename Index>
   void CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids, float* grads,
                         const ParallelFor& parallel_for) const;
@@ -103,6 +115,7 @@ class LiveRows {
   };
   struct BucketResult {
     int64_t num_live = 0;
+    int64_t num_deferred = 0;
     RowCounts counts;
     BadLookup bad;
   };
@@ -125,11 +138,11 @@ class LiveRows {
   std::vector<Part> buckets_;
   std::vector<BadLookup> bad_;
   std::vector<BucketResult> results_;
-  std::vector<RowCounts> counts_;
-  std::vector<Run> runs_;
+  Found found_;
   Buffer<int32_t> histograms_;
   Buffer<int32_t> positions_;
   Buffer<LiveRow> rows_;
+  Buffer<LiveRow> deferred_rows_;
   Buffer<float> sums_;
 };
 

@@ -1,6 +1,8 @@
 #include "update_rows.h"
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 
 #include "simd.h"
 
@@ -24,6 +26,11 @@ SLIPSTREAM_INLINE const float* Clip(const float* grad, int64_t dim, const StepSe
   return clipped;
 }
 
+// Rare, and not to be compiled into every rule.
+__attribute__((noinline)) void NoteCandidate(const Candidate& candidate, UpdateResult* result) {
+  result->candidates.push_back(candidate);
+}
+
 // Sets the row's bit. Rows of other threads share the word; most rows have been changed before, and
 // a word that is only read stays in every core's cache.
 SLIPSTREAM_INLINE void MarkChanged(uint32_t* changed_rows, int64_t id) {
@@ -34,14 +41,42 @@ SLIPSTREAM_INLINE void MarkChanged(uint32_t* changed_rows, int64_t id) {
   }
 }
 
+// Counts the update of a row that is not popular; one that has had enough is a candidate.
+SLIPSTREAM_INLINE void CountUpdate(const Staleness& staleness, const LiveRow& row, int64_t step,
+                                   UpdateResult* result) {
+  const int32_t num_updates =
+      row.state == std::numeric_limits<int32_t>::max() ? row.state : row.state + 1;
+  staleness.row_states[row.id] = num_updates;
+  const PolicySettings& policy = staleness.policy;
+  if (num_updates >= policy.min_updates && step > policy.warm_up) {
+    NoteCandidate({row.id, row.first_lookup}, result);
+  }
+}
+
+// The gradient that a popular row is updated with, in `scratch` [dim] where something is held, and
+// what is held no more. A null `grad` is none.
+SLIPSTREAM_INLINE const float* TakeHeld(const Staleness& staleness, int64_t entry,
+                                        const float* grad, float* __restrict scratch) {
+  if (staleness.entries[entry].held_steps == 0) return grad;
+  float* __restrict held = staleness.held(entry);
+  for (int64_t d = 0; d < staleness.dim; ++d) {
+    scratch[d] = grad == nullptr ? held[d] : held[d] + grad[d];
+    held[d] = 0;
+  }
+  return scratch;
+}
+
+// scratch [3 dim]
 template <typename Rule>
 SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t num_rows,
-                              const StepSettings& settings, float* clipped) {
+                              const StepSettings& settings, float* scratch, UpdateResult* result) {
   const Rule rule(settings);
   const int64_t dim = table.dim;
   const float decay = static_cast<float>(settings.weight_decay);
   const float learning_rate = static_cast<float>(settings.learning_rate);
   const uint32_t step = static_cast<uint32_t>(settings.step);
+  const Staleness* staleness = table.staleness;
+  float* row_before = scratch + 2 * dim;
   for (int64_t i = 0; i < num_rows; ++i) {
     if (i + kPrefetchRows < num_rows) {
       const LiveRow& ahead = rows[i + kPrefetchRows];
@@ -51,33 +86,67 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       }
       __builtin_prefetch(table.changed_rows + ahead.id / 32);
       if (table.last_steps != nullptr) __builtin_prefetch(table.last_steps + ahead.id, 1, 3);
+      if (staleness != nullptr && ahead.state >= 0) {
+        __builtin_prefetch(staleness->row_states + ahead.id, 1, 3);
+      } else if (staleness != nullptr) {
+        const int64_t entry = -1 - static_cast<int64_t>(ahead.state);
+        __builtin_prefetch(staleness->entries + entry, 1, 3);
+        PrefetchRow(staleness->held(entry), 2 * dim + 1);
+      }
       PrefetchRow(ahead.grad, dim);
     }
     const int64_t id = rows[i].id;
+    const bool has_batch = rows[i].grad != nullptr;
     RowState state;
     state.row = table.table + id * dim;
     for (int s = 0; s < kMaxSlots; ++s) {
       state.slots[s] = s < table.num_slots ? table.slots[s] + id * table.slot_dim : nullptr;
     }
+    const float* grad = has_batch ? Clip(rows[i].grad, dim, settings, scratch) : nullptr;
+    uint32_t k = 1;
+    const bool is_popular = rows[i].state < 0;
+    const int64_t entry = -1 - static_cast<int64_t>(rows[i].state);
+    if (is_popular) {
+      k = static_cast<uint32_t>(staleness->entries[entry].held_steps) + has_batch;
+      grad = TakeHeld(*staleness, entry, grad, scratch + dim);
+      std::memcpy(row_before, state.row, dim * sizeof(float));
+    }
     MarkChanged(table.changed_rows, id);
     uint32_t missed = 0;
     if (table.last_steps != nullptr) {
       const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
-      if (last != 0) missed = step - last - 1;
+      if (last != 0) missed = step - last - k;
       table.last_steps[id] = static_cast<int32_t>(step);
     }
     if (decay != 0) {
-      for (int64_t d = 0; d < dim; ++d) state.row[d] -= state.row[d] * decay * learning_rate;
+      if (k == 1) {
+        for (int64_t d = 0; d < dim; ++d) state.row[d] -= state.row[d] * decay * learning_rate;
+      } else {
+        const double kept = 1 - static_cast<double>(decay) * learning_rate;
+        Scale(state.row, dim, static_cast<float>(IntegerPower(kept, k)));
+      }
     }
-    rule.Update(state, Clip(rows[i].grad, dim, settings, clipped), dim, missed);
+    rule.Update(state, grad, dim, missed, k);
+    if (staleness == nullptr) continue;
+    if (is_popular) {
+      Measure(*staleness, entry, state.row, row_before, grad);
+      if (has_batch) {
+        result->sleeping_change += AfterUpdate(*staleness, entry, state.row, settings.step);
+      } else {
+        result->sleeping_change += AfterFlush(settings.step, staleness->entries + entry);
+      }
+    } else {
+      CountUpdate(*staleness, rows[i], settings.step, result);
+    }
   }
 }
 
 // A plain function per rule, because function multiversioning does not go with templates.
 #define SLIPSTREAM_DEFINE_UPDATE(Rule)                                                         \
   SLIPSTREAM_SIMD void Update##Rule(const Table& table, const LiveRow* rows, int64_t num_rows, \
-                                    const StepSettings& settings, float* clipped) {            \
-    Update<Rule>(table, rows, num_rows, settings, clipped);                                    \
+                                    const StepSettings& settings, float* scratch,              \
+                                    UpdateResult* result) {                                    \
+    Update<Rule>(table, rows, num_rows, settings, scratch, result);                            \
   }
 SLIPSTREAM_DEFINE_UPDATE(Sgd)
 SLIPSTREAM_DEFINE_UPDATE(Momentum)
@@ -104,6 +173,72 @@ const RuleInfo kRules[] = {
     Info<Ftrl>("ftrl", UpdateFtrl),
 };
 
+void AddTasks(const std::vector<LiveRows::Run>& runs, std::vector<LiveRows::Run>* tasks) {
+  for (const LiveRows::Run& run : runs) {
+    for (int64_t begin = 0; begin < run.num_rows; begin += kRowsPerTask) {
+      tasks->push_back({run.table, run.rows + begin, std::min(kRowsPerTask, run.num_rows - begin)});
+    }
+  }
+}
+
+// Adds the gradients of rows that are asleep to what is held of them.
+SLIPSTREAM_SIMD
+void Hold(const Staleness& staleness, const LiveRow* rows, int64_t num_rows,
+          const StepSettings& settings, float* scratch) {
+  for (int64_t i = 0; i < num_rows; ++i) {
+    if (i + kPrefetchRows < num_rows) {
+      const LiveRow& ahead = rows[i + kPrefetchRows];
+      const int64_t entry = -1 - static_cast<int64_t>(ahead.state);
+      __builtin_prefetch(staleness.entries + entry, 1, 3);
+      PrefetchRow(staleness.held(entry), staleness.dim);
+      PrefetchRow(ahead.grad, staleness.dim);
+    }
+    const int64_t index = -1 - static_cast<int64_t>(rows[i].state);
+    PoolEntry& entry = staleness.entries[index];
+    const float* grad = Clip(rows[i].grad, staleness.dim, settings, scratch);
+    float* __restrict held = staleness.held(index);
+    for (int64_t d = 0; d < staleness.dim; ++d) held[d] += grad[d];
+    ++entry.held_steps;
+    ++entry.num_updates;
+  }
+}
+
+void PromoteAll(const Table& table, std::vector<Candidate> candidates, int64_t step) {
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.first_lookup < b.first_lookup; });
+  for (const Candidate& candidate : candidates) {
+    Promote(*table.staleness, candidate.id, table.table + candidate.id * table.dim, step);
+  }
+}
+
+// Applies all that is held; returns the change of `num_sleeping`.
+int64_t FlushAll(const RuleInfo& rule, const Table& table, const StepSettings& settings,
+                 const ParallelFor& parallel_for) {
+  const Staleness& staleness = *table.staleness;
+  std::vector<LiveRow> rows;
+  int64_t sleeping_change = 0;
+  for (int64_t e = 0; e < staleness.state->num_entries; ++e) {
+    PoolEntry* entry = staleness.entries + e;
+    if (entry->held_steps > 0) {
+      rows.push_back({entry->row, nullptr, 0, static_cast<int32_t>(-1 - e)});
+    } else if (entry->wake_step > 0) {
+      entry->wake_step = 0;
+      --sleeping_change;
+    }
+  }
+  const int64_t num_tasks = (rows.size() + kRowsPerTask - 1) / kRowsPerTask;
+  std::vector<UpdateResult> results(num_tasks);
+  parallel_for(num_tasks, [&](int64_t i) {
+    static thread_local Buffer<float> scratch;
+    const int64_t begin = i * kRowsPerTask;
+    const int64_t num = std::min<int64_t>(kRowsPerTask, rows.size() - begin);
+    rule.update(table, rows.data() + begin, num, settings, scratch.Reserve(3 * table.dim),
+                &results[i]);
+  });
+  for (const UpdateResult& result : results) sleeping_change += result.sleeping_change;
+  return sleeping_change;
+}
+
 }  // namespace
 
 const RuleInfo* FindRule(const std::string& name) {
@@ -114,20 +249,41 @@ const RuleInfo* FindRule(const std::string& name) {
 }
 
 void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
-                const std::vector<StepSettings>& settings, const std::vector<LiveRows::Run>& runs,
-                const ParallelFor& parallel_for) {
-  std::vector<LiveRows::Run> tasks;
-  for (const LiveRows::Run& run : runs) {
-    for (int64_t begin = 0; begin < run.num_rows; begin += kRowsPerTask) {
-      tasks.push_back({run.table, run.rows + begin, std::min(kRowsPerTask, run.num_rows - begin)});
-    }
-  }
-  parallel_for(tasks.size(), [&](int64_t i) {
-    static thread_local Buffer<float> clipped;
-    const LiveRows::Run& task = tasks[i];
+                const std::vector<StepSettings>& settings, const std::vector<bool>& is_refresh,
+                const LiveRows::Found& found, const ParallelFor& parallel_for) {
+  std::vector<LiveRows::Run> tasks, deferred;
+  AddTasks(found.runs, &tasks);
+  AddTasks(found.deferred_runs, &deferred);
+  const int64_t num_live = tasks.size();
+  std::vector<UpdateResult> results(num_live);
+  parallel_for(num_live + deferred.size(), [&](int64_t i) {
+    static thread_local Buffer<float> scratch;
+    const LiveRows::Run& task = i < num_live ? tasks[i] : deferred[i - num_live];
     const Table& table = tables[task.table];
-    rule.update(table, task.rows, task.num_rows, settings[task.table], clipped.Reserve(table.dim));
+    float* memory = scratch.Reserve(3 * table.dim);
+    if (i < num_live) {
+      rule.update(table, task.rows, task.num_rows, settings[task.table], memory, &results[i]);
+    } else {
+      Hold(*table.staleness, task.rows, task.num_rows, settings[task.table], memory);
+    }
   });
+  for (int64_t t = 0; t < static_cast<int64_t>(tables.size()); ++t) {
+    if (tables[t].staleness == nullptr) continue;
+    int64_t sleeping_change = 0;
+    std::vector<Candidate> candidates;
+    for (int64_t i = 0; i < num_live; ++i) {
+      if (tasks[i].table != t) continue;
+      sleeping_change += results[i].sleeping_change;
+      candidates.insert(candidates.end(), results[i].candidates.begin(),
+                        results[i].candidates.end());
+    }
+    PromoteAll(tables[t], std::move(candidates), settings[t].step);
+    if (is_refresh[t]) sleeping_change += FlushAll(rule, tables[t], settings[t], parallel_for);
+    const RowCounts& counts = found.counts[t];
+    EndStep(tables[t].staleness->policy, settings[t].step, counts.num_lookups,
+            counts.num_skipped_lookups + counts.num_deferred_lookups, sleeping_change,
+            tables[t].staleness->state);
+  }
 }
 
 }  // namespace slipstream

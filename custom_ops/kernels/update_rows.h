@@ -7,6 +7,7 @@
 
 #include "live_rows.h"
 #include "parallel.h"
+#include "staleness.h"
 #include "update_rules.h"
 
 namespace slipstream {
@@ -18,14 +19,28 @@ namespace slipstream {
 //   changed_rows [ceil(num_rows / 32)]: bit r % 32 of word r / 32 is set when row r is written
 //   last_steps   [num_rows]: the step (modulo 2^32) in which a row was last touched, 0 before the
 //                first; null for a rule without moments
+//   staleness    its row states and pool; null without a policy
 struct Table {
   float* table;
   float* slots[kMaxSlots];
   int num_slots;
   uint32_t* changed_rows;
   int32_t* last_steps;
+  const Staleness* staleness;
   int64_t dim;
   int64_t slot_dim;
+};
+
+// A row that has had enough updates to become popular.
+struct Candidate {
+  int64_t id;
+  int32_t first_lookup;
+};
+
+// What a task that updates rows gives back.
+struct UpdateResult {
+  int64_t sleeping_change = 0;
+  std::vector<Candidate> candidates;
 };
 
 // A rule as the ops name it; the fields are those of its struct in update_rules.h.
@@ -36,18 +51,21 @@ struct RuleInfo {
   bool slots_per_row;
   bool has_moments;
   void (*update)(const Table& table, const LiveRow* rows, int64_t num_rows,
-                 const StepSettings& settings, float* clipped);
+                 const StepSettings& settings, float* scratch, UpdateResult* result);
 };
 
 // The rule of that name, or null.
 const RuleInfo* FindRule(const std::string& name);
 
-// Updates every row of `runs` in its table: weight decay, then the rule. Rows are distinct, so each
-// is written by one thread and the result does not depend on their number.
-//   settings [num_tables]
+// Updates every live row in its table: weight decay, then the rule; holds the gradients of the
+// deferred ones; then lets rows become popular. In a refresh, applies what is held of all others.
+// Rows are distinct, so each is written by one thread and the result does not depend on their
+// number.
+//   settings   [num_tables]
+//   is_refresh [num_tables]
 void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
-                const std::vector<StepSettings>& settings, const std::vector<LiveRows::Run>& runs,
-                const ParallelFor& parallel_for);
+                const std::vector<StepSettings>& settings, const std::vector<bool>& is_refresh,
+                const LiveRows::Found& found, const ParallelFor& parallel_for);
 
 }  // namespace slipstream
 

@@ -5,15 +5,15 @@
 // equations and the operations' order are Keras's, so that a batch that touches every row gives
 // what Keras's dense update gives. Each has:
 //   Rule(settings)        reads `settings.hyperparameters`, whose order is that of the fields of
-//   the
-//                         Python rule of the same name (tf_slipstream/update_rules)
+//                         the Python rule of the same name (tf_slipstream/update_rules)
 //   NumSlots(hyperparameters), kNumHyperparameters
 //   kSlotsPerRow          whether a slot has one value per row instead of one per element
 //   kHasMoments           whether it must know the steps that a row missed
-//   Update(row, grad, dim, missed)
-//                         row: the row and its slots; grad [dim]; missed: the steps since the row
-//                         was last touched, for which its moments decay as if the gradient had been
-//                         zero
+//   Update(row, grad, dim, missed, k)
+//                         row: the row and its slots; grad [dim]: the sum over k batches; missed:
+//                         the steps since the row was last touched that had no gradient of it, for
+//                         which its moments decay. With k > 1 as docs/policy.md derives it; with 1
+//                         operation for operation the plain rule.
 
 #include <cmath>
 #include <cstdint>
@@ -50,6 +50,18 @@ SLIPSTREAM_INLINE double IntegerPower(double base, uint32_t exponent) {
   return power;
 }
 
+// What k steps `m = base m + i` with a constant i make of m, and of the sum of the k values of m:
+// `m_k = power m + held i` and `sum = from_m m + from_i i`.
+struct MomentumSteps {
+  MomentumSteps(double base, uint32_t k) : power(IntegerPower(base, k)) {
+    const double n = k;
+    held = base == 1 ? n : (1 - power) / (1 - base);
+    from_m = base * held;
+    from_i = base == 1 ? n * (n + 1) / 2 : (n - from_m) / (1 - base);
+  }
+  float power, held, from_m, from_i;
+};
+
 SLIPSTREAM_INLINE void Scale(float* __restrict values, int64_t dim, float factor) {
   for (int64_t d = 0; d < dim; ++d) values[d] *= factor;
 }
@@ -59,7 +71,7 @@ struct Sgd {
   static constexpr bool kSlotsPerRow = false, kHasMoments = false;
   static int NumSlots(const double*) { return 0; }
   explicit Sgd(const StepSettings& s) : learning_rate(s.learning_rate) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
     float* __restrict row = r.row;
     for (int64_t d = 0; d < dim; ++d) row[d] -= grad[d] * learning_rate;
@@ -76,11 +88,22 @@ struct Momentum {
         momentum(s.hyperparameters[0]),
         nesterov(s.hyperparameters[1] != 0) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t missed) const {
+                                uint32_t missed, uint32_t k) const {
     float* __restrict row = r.row;
     float* __restrict m = r.slots[0];
     const float mu = static_cast<float>(momentum);
     if (missed > 0) Scale(m, dim, IntegerPower(momentum, missed));
+    if (k > 1) {
+      const MomentumSteps steps(momentum, k);
+      const float rate = learning_rate / k;
+      for (int64_t d = 0; d < dim; ++d) {
+        const float i = -(grad[d] * rate);
+        const float sum = steps.from_m * m[d] + steps.from_i * i;
+        m[d] = steps.power * m[d] + steps.held * i;
+        row[d] += nesterov ? sum * mu - grad[d] * learning_rate : sum;
+      }
+      return;
+    }
     for (int64_t d = 0; d < dim; ++d) {
       m[d] = m[d] * mu - grad[d] * learning_rate;
       row[d] += nesterov ? m[d] * mu - grad[d] * learning_rate : m[d];
@@ -97,7 +120,7 @@ struct Adagrad {
   static int NumSlots(const double*) { return 1; }
   explicit Adagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
@@ -115,7 +138,7 @@ struct RowWiseAdagrad {
   static int NumSlots(const double*) { return 1; }
   explicit RowWiseAdagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
@@ -155,7 +178,7 @@ struct Adam {
     alpha = s.learning_rate * std::sqrt(1 - std::pow(beta_2, step)) / (1 - std::pow(beta_1, step));
   }
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t missed) const {
+                                uint32_t missed, uint32_t k) const {
     float* __restrict row = r.row;
     float* __restrict m = r.slots[0];
     float* __restrict v = r.slots[1];
@@ -163,21 +186,23 @@ struct Adam {
       Scale(m, dim, IntegerPower(beta_1, missed));
       Scale(v, dim, IntegerPower(beta_2, missed));
     }
-    const float new_1 = static_cast<float>(1 - beta_1), new_2 = static_cast<float>(1 - beta_2);
+    const float new_1 = static_cast<float>(1 - IntegerPower(beta_1, k));
+    const float new_2 = static_cast<float>(1 - IntegerPower(beta_2, k));
+    const float share = 1.0f / k, rate = alpha * k;
     if (amsgrad) {
       float* __restrict v_max = r.slots[2];
       for (int64_t d = 0; d < dim; ++d) {
-        m[d] += (grad[d] - m[d]) * new_1;
-        v[d] += (grad[d] * grad[d] - v[d]) * new_2;
+        m[d] += (grad[d] * share - m[d]) * new_1;
+        v[d] += (grad[d] * grad[d] * share - v[d]) * new_2;
         v_max[d] = v_max[d] > v[d] ? v_max[d] : v[d];
-        row[d] -= m[d] * alpha / (std::sqrt(v_max[d]) + epsilon);
+        row[d] -= m[d] * rate / (std::sqrt(v_max[d]) + epsilon);
       }
       return;
     }
     for (int64_t d = 0; d < dim; ++d) {
-      m[d] += (grad[d] - m[d]) * new_1;
-      v[d] += (grad[d] * grad[d] - v[d]) * new_2;
-      row[d] -= m[d] * alpha / (std::sqrt(v[d]) + epsilon);
+      m[d] += (grad[d] * share - m[d]) * new_1;
+      v[d] += (grad[d] * grad[d] * share - v[d]) * new_2;
+      row[d] -= m[d] * rate / (std::sqrt(v[d]) + epsilon);
     }
   }
   double beta_1, beta_2;
@@ -196,13 +221,15 @@ struct RmsProp {
         epsilon(s.hyperparameters[2]),
         centered(s.hyperparameters[3] != 0) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t missed) const {
+                                uint32_t missed, uint32_t k) const {
     float* __restrict row = r.row;
     float* __restrict velocity = r.slots[0];
     float* __restrict mean = r.slots[1];                   // centered only
     float* __restrict buffer = r.slots[centered ? 2 : 1];  // with momentum only
-    const float keep = static_cast<float>(rho), take = static_cast<float>(1 - rho);
-    const float mu = static_cast<float>(momentum);
+    const double kept = IntegerPower(rho, k);
+    const float keep = static_cast<float>(kept), take = static_cast<float>(1 - kept);
+    const float mu = static_cast<float>(momentum), share = 1.0f / k, batches = k;
+    const MomentumSteps steps(momentum, k);
     if (missed > 0) {
       const float decay = static_cast<float>(IntegerPower(rho, missed));
       Scale(velocity, dim, decay);
@@ -210,15 +237,22 @@ struct RmsProp {
       if (momentum > 0) Scale(buffer, dim, IntegerPower(momentum, missed));
     }
     for (int64_t d = 0; d < dim; ++d) {
-      velocity[d] = keep * velocity[d] + take * (grad[d] * grad[d]);
+      velocity[d] = keep * velocity[d] + take * (grad[d] * grad[d] * share);
       float denominator = velocity[d] + epsilon;
       if (centered) {
-        mean[d] = keep * mean[d] + take * grad[d];
+        mean[d] = keep * mean[d] + take * (grad[d] * share);
         denominator = velocity[d] - mean[d] * mean[d] + epsilon;
       }
-      float increment = learning_rate * grad[d] / std::sqrt(denominator);
-      if (momentum > 0) increment = buffer[d] = mu * buffer[d] + increment;
-      row[d] -= increment;
+      const float increment = learning_rate * (grad[d] * share) / std::sqrt(denominator);
+      if (momentum == 0) {
+        row[d] -= increment * batches;
+      } else if (k == 1) {
+        buffer[d] = mu * buffer[d] + increment;
+        row[d] -= buffer[d];
+      } else {
+        row[d] -= steps.from_m * buffer[d] + steps.from_i * increment;
+        buffer[d] = steps.power * buffer[d] + steps.held * increment;
+      }
     }
   }
   float learning_rate;
@@ -240,15 +274,16 @@ struct Ftrl {
   SLIPSTREAM_INLINE float Power(float x) const {
     return power == 0.5f ? std::sqrt(x) : std::pow(x, power);
   }
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
+                                uint32_t k) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
     float* __restrict linear = r.slots[1];
+    const float shrinkage = 2 * l2_shrinkage * k;
     for (int64_t d = 0; d < dim; ++d) {
       const float accumulated = accumulator[d] + grad[d] * grad[d];
       const float new_power = Power(accumulated);
-      linear[d] += grad[d] + 2 * l2_shrinkage * row[d] -
+      linear[d] += grad[d] + shrinkage * row[d] -
                    (new_power - Power(accumulator[d])) / learning_rate * row[d];
       const float clipped = std::fmin(std::fmax(linear[d], -l1), l1);
       row[d] = (clipped - linear[d]) / (new_power / learning_rate + 2 * l2);

@@ -13,23 +13,38 @@ namespace {
 constexpr int64_t kStep = 100;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+constexpr int64_t kWokenAt = 50;
+
 // Owns what a Lookups points to.
 template <typename Index>
 struct Batch {
   std::vector<Index> ids;
   std::vector<float> grads;
-  std::vector<int32_t> wake_steps;  // empty where every row is live
+  std::vector<int32_t> row_states;  // empty where every row is live
+  std::vector<PoolEntry> entries;
   int64_t num_rows;
   int64_t dim;
+
+  void Sleep(int64_t id, int64_t wake_step, int64_t live_step, bool is_skipped) {
+    row_states[id] = -1 - static_cast<int32_t>(entries.size());
+    entries.push_back({id, wake_step, live_step, 7, 3, 2, 1, is_skipped});
+  }
+  const PoolEntry* EntryOf(int64_t id) const {
+    return row_states.empty() || row_states[id] >= 0 ? nullptr : &entries[-1 - row_states[id]];
+  }
 };
 
 template <typename Index>
 std::vector<Lookups<Index>> AllLookups(const std::vector<Batch<Index>>& batches) {
   std::vector<Lookups<Index>> lookups;
   for (const Batch<Index>& batch : batches) {
-    lookups.push_back({batch.ids.data(), batch.grads.data(),
-                       batch.wake_steps.empty() ? nullptr : batch.wake_steps.data(),
-                       static_cast<int64_t>(batch.ids.size()), batch.num_rows, batch.dim});
+    lookups.push_back({batch.ids.data(),
+                       batch.grads.data(),
+                       {batch.row_states.empty() ? nullptr : batch.row_states.data(),
+                        batch.entries.data(), static_cast<int64_t>(batch.entries.size()), kWokenAt},
+                       static_cast<int64_t>(batch.ids.size()),
+                       batch.num_rows,
+                       batch.dim});
   }
   return lookups;
 }
@@ -55,10 +70,13 @@ Batch<Index> RandomBatch(const BatchShape& shape, std::mt19937_64* random) {
   }
   batch.grads = RandomFloats(random, shape.num_lookups * shape.dim);
   if (shape.has_stale_rows) {
-    constexpr int32_t kWakeSteps[] = {0, kStep - 1, kStep, kStep + 1,
-                                      std::numeric_limits<int32_t>::max()};
-    batch.wake_steps = std::vector<int32_t>(shape.num_rows);
-    for (int32_t& wake_step : batch.wake_steps) wake_step = kWakeSteps[RandomBelow(random, 5)];
+    constexpr int64_t kWakeSteps[] = {0, kStep - 1, kStep, kStep + 1, int64_t{1} << 40};
+    batch.row_states = std::vector<int32_t>(shape.num_rows, 5);
+    for (int64_t id = 0; id < shape.num_rows; ++id) {
+      if (RandomBelow(random, 5) == 0) continue;
+      batch.Sleep(id, kWakeSteps[RandomBelow(random, 5)], kWokenAt - 1 + RandomBelow(random, 2),
+                  RandomBelow(random, 2) == 0);
+    }
   }
   return batch;
 }
@@ -71,7 +89,8 @@ struct ExpectedRow {
 
 // What Find() must find in a table.
 struct Expected {
-  std::map<int64_t, ExpectedRow> rows;  // the live ones, by id
+  std::map<int64_t, ExpectedRow> rows;  // the live and the deferred ones, by id
+  std::map<int64_t, bool> is_deferred;
   RowCounts counts;
 };
 
@@ -82,11 +101,16 @@ Expected ExpectedOf(const Batch<Index>& batch) {
   for (size_t i = 0; i < batch.ids.size(); ++i) {
     const int64_t id = batch.ids[i];
     ++expected.counts.num_lookups;
-    if (!batch.wake_steps.empty() && kStep < batch.wake_steps[id]) {
+    const PoolEntry* entry = batch.EntryOf(id);
+    const bool is_asleep =
+        entry != nullptr && kStep < entry->wake_step && entry->live_step >= kWokenAt;
+    if (is_asleep && entry->is_skipped) {
       ++expected.counts.num_skipped_lookups;
       ++stale[id];
       continue;
     }
+    expected.is_deferred[id] = is_asleep;
+    expected.counts.num_deferred_lookups += is_asleep;
     ExpectedRow& row = expected.rows[id];
     const float* grad = batch.grads.data() + i * batch.dim;
     if (row.num_lookups++ == 0) {
@@ -97,6 +121,9 @@ Expected ExpectedOf(const Batch<Index>& batch) {
     }
   }
   expected.counts.num_skipped_row_updates = stale.size();
+  for (const auto& row : expected.is_deferred) {
+    expected.counts.num_deferred_row_updates += row.second;
+  }
   expected.counts.num_row_updates = expected.rows.size() + stale.size();
   return expected;
 }
@@ -104,8 +131,24 @@ Expected ExpectedOf(const Batch<Index>& batch) {
 void CheckCounts(const RowCounts& counts, const RowCounts& expected) {
   CHECK_EQ(counts.num_lookups, expected.num_lookups);
   CHECK_EQ(counts.num_skipped_lookups, expected.num_skipped_lookups);
+  CHECK_EQ(counts.num_deferred_lookups, expected.num_deferred_lookups);
+  CHECK_EQ(counts.num_deferred_row_updates, expected.num_deferred_row_updates);
   CHECK_EQ(counts.num_row_updates, expected.num_row_updates);
   CHECK_EQ(counts.num_skipped_row_updates, expected.num_skipped_row_updates);
+}
+
+std::vector<LiveRows::Run> AllRuns(const LiveRows& live_rows) {
+  std::vector<LiveRows::Run> runs = live_rows.found().runs;
+  const std::vector<LiveRows::Run>& deferred = live_rows.found().deferred_runs;
+  runs.insert(runs.end(), deferred.begin(), deferred.end());
+  return runs;
+}
+
+bool IsDeferred(const LiveRows& live_rows, const LiveRows::Run& run) {
+  for (const LiveRows::Run& deferred : live_rows.found().deferred_runs) {
+    if (deferred.rows == run.rows) return true;
+  }
+  return false;
 }
 
 // In any order.
@@ -114,13 +157,16 @@ void CheckRows(const LiveRows& live_rows, int64_t table, const Batch<Index>& bat
                const Expected& expected) {
   std::vector<int64_t> ids;
   bool places_match = true, sums_match = true, single_rows_are_the_callers = true;
-  for (const LiveRows::Run& run : live_rows.runs()) {
+  bool kinds_match = true, states_match = true;
+  for (const LiveRows::Run& run : AllRuns(live_rows)) {
     for (int64_t r = 0; run.table == table && r < run.num_rows; ++r) {
       const LiveRow& row = run.rows[r];
       ids.push_back(row.id);
       const auto found = expected.rows.find(row.id);
       if (found == expected.rows.end()) continue;
       const ExpectedRow& same = found->second;
+      kinds_match &= expected.is_deferred.at(row.id) == IsDeferred(live_rows, run);
+      states_match &= row.state == (batch.row_states.empty() ? 0 : batch.row_states[row.id]);
       places_match &= row.first_lookup == same.first_lookup;
       sums_match &= std::equal(same.grad.begin(), same.grad.end(), row.grad);
       single_rows_are_the_callers &=
@@ -131,6 +177,8 @@ void CheckRows(const LiveRows& live_rows, int64_t table, const Batch<Index>& bat
   std::vector<int64_t> expected_ids;
   for (const auto& row : expected.rows) expected_ids.push_back(row.first);
   CHECK_SAME_BITS(ids, expected_ids);
+  CHECK(kinds_match);
+  CHECK(states_match);
   CHECK(places_match);
   CHECK(sums_match);
   CHECK(single_rows_are_the_callers);
@@ -165,7 +213,7 @@ struct Seen {
 template <typename Index>
 Seen SeenIn(const LiveRows& live_rows, const std::vector<Batch<Index>>& batches) {
   Seen seen;
-  for (const LiveRows::Run& run : live_rows.runs()) {
+  for (const LiveRows::Run& run : AllRuns(live_rows)) {
     for (int64_t r = 0; r < run.num_rows; ++r) {
       const LiveRow& row = run.rows[r];
       seen.rows.insert(seen.rows.end(), {run.table, row.id, row.first_lookup});
@@ -187,7 +235,7 @@ void CheckStep(LiveRows* live_rows, const std::vector<Batch<Index>>& batches) {
     if (bad.kind != BadLookup::kNone) return;
     for (size_t t = 0; t < batches.size(); ++t) {
       CheckCounts(live_rows->counts(t), expected[t].counts);
-      CHECK_EQ(live_rows->num_live(t), static_cast<int64_t>(expected[t].rows.size()));
+      CHECK_EQ(live_rows->num_read(t), static_cast<int64_t>(expected[t].rows.size()));
       CheckRows(*live_rows, t, batches[t], expected[t]);
       CheckBatchOrder(*live_rows, t, batches[t], expected[t], parallel_for);
     }
@@ -320,7 +368,6 @@ void TestBadIds() {
       batches[2].ids[19999] = id;
       batches[4].ids[0] = -1;  // in a later table
       batches[0].grads[0] = kInfinity;
-      batches[0].wake_steps.assign(100, 0);
       CheckBad(&live_rows, batches, {BadLookup::kId, 2, place, id});
     }
   }
@@ -331,6 +378,21 @@ void TestBadIds() {
   std::vector<Batch<Index>> batches = good;
   batches[3].num_rows = 0;
   CheckBad(&live_rows, batches, {BadLookup::kId, 3, 0, 0});
+}
+
+// What a state says of another row, or of an entry that is not in use, is not believed.
+void TestBadStates() {
+  std::mt19937_64 random(7);
+  Batch<int64_t> batch = RandomBatch<int64_t>({9000, 100, 1000, 3, false}, &random);
+  batch.ids[20] = 777;  // no multiple of 999 / 99, so only here
+  batch.row_states = std::vector<int32_t>(1000, 0);
+  batch.Sleep(5, kStep + 1, kWokenAt, true);
+  LiveRows live_rows;
+  for (const int32_t state : {-1, -2, std::numeric_limits<int32_t>::min()}) {
+    current_case = "row state " + std::to_string(state);
+    batch.row_states[777] = state;
+    CheckBad(&live_rows, std::vector<Batch<int64_t>>{batch}, {BadLookup::kState, 0, 20, 777});
+  }
 }
 
 void TestBadGradients() {
@@ -356,8 +418,9 @@ void TestBadGradients() {
       }
       LiveRows live_rows;
       CheckBad(&live_rows, std::vector<Batch<int64_t>>{batch}, {BadLookup::kGradient, 0, 20, 777});
-      batch.wake_steps = std::vector<int32_t>(1000, 0);
-      std::fill_n(batch.wake_steps.begin() + 771, 9, kStep + 1);  // a stale row's is never read
+      batch.row_states = std::vector<int32_t>(1000, 0);
+      // What is skipped is never read.
+      for (int64_t id = 771; id < 780; ++id) batch.Sleep(id, kStep + 1, kWokenAt, true);
       CheckStep(&live_rows, std::vector<Batch<int64_t>>{batch});
     }
   }
@@ -374,6 +437,7 @@ void TestLiveRows() {
   TestIdsOfAlikeHashes();
   TestBadIds<int32_t>();
   TestBadIds<int64_t>();
+  TestBadStates();
   TestBadGradients();
 }
 

@@ -20,6 +20,7 @@ namespace slipstream {
 // One function per kernel, called by main.
 void TestHugePages();
 void TestLiveRows();
+void TestStaleness();
 void TestUpdateRows();
 
 inline int64_t num_checks = 0;

@@ -165,7 +165,7 @@ struct Touched {
     grads = RandomFloats(random, ids.size() * dim);
     rows = std::vector<LiveRow>(ids.size());
     for (size_t i = 0; i < ids.size(); ++i) {
-      rows[i] = {ids[i], grads.data() + i * dim, static_cast<int32_t>(i)};
+      rows[i] = {ids[i], grads.data() + i * dim, static_cast<int32_t>(i), 0};
     }
   }
   Touched(Touched&&) = default;
@@ -240,12 +240,14 @@ void UpdateAll(const RuleInfo& rule, const std::vector<StepSettings>& settings,
                const std::vector<Touched>& touched, const ParallelFor& parallel_for,
                std::vector<TableMemory>* tables) {
   std::vector<Table> views;
-  std::vector<LiveRows::Run> runs;
+  LiveRows::Found found;
+  found.counts.resize(tables->size());
   for (size_t t = 0; t < tables->size(); ++t) {
     views.push_back((*tables)[t].View());
-    touched[t].AddRuns(t, &runs);
+    touched[t].AddRuns(t, &found.runs);
   }
-  UpdateRows(rule, views, settings, runs, parallel_for);
+  const std::vector<bool> no_refresh(tables->size(), false);
+  UpdateRows(rule, views, settings, no_refresh, found, parallel_for);
 }
 
 void CheckSame(const TableMemory& table, const TableMemory& other) {

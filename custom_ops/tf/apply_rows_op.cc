@@ -21,18 +21,25 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Input("tables: N * resource")
     .Input("slots: num_slots * resource")
     .Input("last_steps: num_last_steps * resource")
-    .Input("wake_steps: N * resource")
     .Input("changed_rows: N * resource")
     .Input("counters: N * resource")
+    .Input("row_states: num_policies * resource")
+    .Input("pool_ints: num_policies * resource")
+    .Input("pool_floats: num_policies * resource")
+    .Input("policy_states: num_policies * resource")
     .Input("indices: N * Tindices")
     .Input("grads: N * float")
     .Input("grad_scales: N * float")
     .Input("step: int64")
     .Input("learning_rate: float")
     .Input("hyperparameters: double")
+    .Input("policies: double")
+    .Input("wake_all: bool")
     .Attr("N: int >= 1")
     .Attr("num_slots: int >= 0")
     .Attr("num_last_steps: int >= 0")
+    .Attr("num_policies: int >= 0")
+    .Attr("policy_tables: list(int)")
     .Attr("Tindices: {int32, int64}")
     .Attr("rule: string")
     .Attr("weight_decays: list(float)")
@@ -48,16 +55,19 @@ stale rows, keep their values and slots to the bit.
 
 slots: Those of the first table in the rule's order, then the second's, and so on.
 last_steps: int32 [num_rows] per table, for rules with moments; none for others.
-wake_steps: int32 [num_rows], or [0] where every row is live. A row is stale in each step below its own.
 changed_rows: int32 [ceil(num_rows / 32)] per table; bit r % 32 of word r / 32 is set when row r is
   written.
 counters: int64 [8] per table; lookups, skipped and deferred lookups, row updates, skipped and deferred
   row updates are added to the first six.
+row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy.md.
 indices: [num_lookups] ids in [0, num_rows).
 grads: [num_lookups, dim].
 grad_scales: Scalars; each multiplies its table's summed gradients.
 step: The number of this step, 1 in the first.
 hyperparameters: [num_hyperparameters], in the rule's order.
+policies: [num_policies, 15], see PolicySettings.
+wake_all: Whether to apply all that is held, and wake every row.
+policy_tables: The tables that have a policy.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
 clip_value: Bound on each element of a summed gradient, 0 for none.
 )doc");
@@ -77,6 +87,16 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
     OP_REQUIRES_OK(context, context->GetAttr("num_slots", &num_slots));
     OP_REQUIRES_OK(context, context->GetAttr("num_last_steps", &num_last_steps));
+    int num_policies;
+    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies));
+    OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
+    OP_REQUIRES(
+        context, static_cast<int>(policy_tables_.size()) == num_policies,
+        InvalidArgument("expected ", num_policies, " policy_tables, got ", policy_tables_.size()));
+    for (const int64_t t : policy_tables_) {
+      OP_REQUIRES(context, 0 <= t && t < num_tables,
+                  InvalidArgument("policy_tables: there is no table ", t));
+    }
     num_tables_ = num_tables;
     num_slots_ = num_slots;
     OP_REQUIRES(context, num_last_steps == (rule_->has_moments ? num_tables : 0),
@@ -98,27 +118,42 @@ class ApplyRowsOp : public OpKernel {
 
     std::vector<Table> tables;
     std::vector<int64_t> num_rows, dims;
-    std::vector<const int32_t*> wake_steps;
     for (int64_t t = 0; t < num_tables_; ++t) {
       Table table;
       OP_REQUIRES_OK(context, ReadTable(&variables, t, settings[t].hyperparameters, &table));
       tables.push_back(table);
       dims.push_back(table.dim);
       num_rows.push_back(variables.tensor(t)->dim_size(0));
-      wake_steps.push_back(nullptr);
-      OP_REQUIRES_OK(context,
-                     variables.WakeSteps(FirstWakeSteps() + t, num_rows[t], &wake_steps[t]));
+    }
+    std::vector<Staleness> staleness;
+    OP_REQUIRES_OK(context, ReadPolicies(context, &variables, num_rows, dims, &staleness));
+    const Tensor* wake_all;
+    OP_REQUIRES_OK(context, context->input("wake_all", &wake_all));
+    std::vector<RowStates> states(num_tables_);
+    std::vector<bool> is_refresh(num_tables_, false);
+    std::vector<PolicyState> states_before;
+    for (size_t p = 0; p < policy_tables_.size(); ++p) {
+      const int64_t t = policy_tables_[p];
+      const Staleness& one = staleness[p];
+      tables[t].staleness = &one;
+      states_before.push_back(*one.state);
+      is_refresh[t] = BeginStep(one.policy, settings[t].step, settings[t].learning_rate,
+                                wake_all->scalar<bool>()(), one.state);
+      states[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),
+                   static_cast<int64_t>(one.state->woken_at)};
     }
     std::vector<Lookups<Index>> lookups;
-    OP_REQUIRES_OK(context,
-                   ReadLookups(context, table_names_, num_rows, dims, wake_steps, &lookups));
+    OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows, dims, states, &lookups));
 
     const ParallelFor parallel_for = IntraOpPool(context);
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
     const BadLookup bad = live_rows->Find(lookups, settings[0].step, parallel_for);
+    if (bad.kind != BadLookup::kNone) {
+      for (size_t p = 0; p < staleness.size(); ++p) *staleness[p].state = states_before[p];
+    }
     OP_REQUIRES(context, bad.kind == BadLookup::kNone,
                 BadLookupError(bad, table_names_[bad.table], num_rows[bad.table]));
-    UpdateRows(*rule_, tables, settings, live_rows->runs(), parallel_for);
+    UpdateRows(*rule_, tables, settings, is_refresh, live_rows->found(), parallel_for);
 
     int64_t num_lookups = 0;
     for (int64_t t = 0; t < num_tables_; ++t) {
@@ -127,8 +162,10 @@ class ApplyRowsOp : public OpKernel {
       int64_t* counters = counters_variable->flat<int64_t>().data();
       counters[0] += counts.num_lookups;
       counters[1] += counts.num_skipped_lookups;
+      counters[2] += counts.num_deferred_lookups;
       counters[3] += counts.num_row_updates;
       counters[4] += counts.num_skipped_row_updates;
+      counters[5] += counts.num_deferred_row_updates;
       num_lookups += counts.num_lookups;
     }
     pool_.Return(std::move(live_rows), num_lookups);
@@ -168,22 +205,25 @@ class ApplyRowsOp : public OpKernel {
     return absl::OkStatus();
   }
 
-  // In the order tables, slots, last_steps, wake_steps, changed_rows, counters.
+  // In the order tables, slots, last_steps, changed_rows, counters, row_states, pool_ints,
+  // pool_floats, policy_states.
   absl::Status AddVariables(OpKernelContext* context, TableVariables* variables) {
     TF_RETURN_IF_ERROR(variables->Add(context, "tables", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "slots", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "last_steps", tensorflow::DT_INT32));
-    TF_RETURN_IF_ERROR(variables->Add(context, "wake_steps", tensorflow::DT_INT32));
     TF_RETURN_IF_ERROR(variables->Add(context, "changed_rows", tensorflow::DT_INT32));
-    return variables->Add(context, "counters", tensorflow::DT_INT64);
+    TF_RETURN_IF_ERROR(variables->Add(context, "counters", tensorflow::DT_INT64));
+    TF_RETURN_IF_ERROR(variables->Add(context, "row_states", tensorflow::DT_INT32));
+    TF_RETURN_IF_ERROR(variables->Add(context, "pool_ints", tensorflow::DT_INT64));
+    TF_RETURN_IF_ERROR(variables->Add(context, "pool_floats", tensorflow::DT_FLOAT));
+    return variables->Add(context, "policy_states", tensorflow::DT_DOUBLE);
   }
   int64_t FirstLastSteps() const { return num_tables_ + num_slots_; }
-  int64_t FirstWakeSteps() const {
+  int64_t FirstChangedRows() const {
     return FirstLastSteps() + (rule_->has_moments ? num_tables_ : 0);
   }
-
-  int64_t FirstChangedRows() const { return FirstWakeSteps() + num_tables_; }
   int64_t FirstCounters() const { return FirstChangedRows() + num_tables_; }
+  int64_t FirstRowStates() const { return FirstCounters() + num_tables_; }
 
   // Checks the shapes of table t and of what goes with it.
   absl::Status ReadTable(TableVariables* variables, int64_t t, const double* hyperparameters,
@@ -209,6 +249,7 @@ class ApplyRowsOp : public OpKernel {
       UseHugePages(table->slots[s], slot->TotalBytes());
     }
     table->last_steps = nullptr;
+    table->staleness = nullptr;
     if (rule_->has_moments) {
       Tensor* last_steps = variables->tensor(FirstLastSteps() + t);
       TF_RETURN_IF_ERROR(CheckSize(t, *last_steps, rows->dim_size(0)));
@@ -218,6 +259,30 @@ class ApplyRowsOp : public OpKernel {
     TF_RETURN_IF_ERROR(CheckSize(t, *changed_rows, (rows->dim_size(0) + 31) / 32));
     table->changed_rows = reinterpret_cast<uint32_t*>(changed_rows->flat<int32_t>().data());
     return CheckSize(t, *variables->tensor(FirstCounters() + t), kNumCounters);
+  }
+
+  // One Staleness per table with a policy. Checks that `wake_all` and `policies` fit.
+  absl::Status ReadPolicies(OpKernelContext* context, TableVariables* variables,
+                            const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
+                            std::vector<Staleness>* staleness) const {
+    const Tensor *policies, *wake_all;
+    TF_RETURN_IF_ERROR(context->input("policies", &policies));
+    TF_RETURN_IF_ERROR(context->input("wake_all", &wake_all));
+    const int64_t num = policy_tables_.size();
+    if (policies->NumElements() != num * PolicySettings::kNumFields || wake_all->dims() != 0) {
+      return InvalidArgument("expected policies [", num, ", ", PolicySettings::kNumFields,
+                             "] and a scalar wake_all, got ", policies->shape().DebugString(),
+                             " and ", wake_all->shape().DebugString());
+    }
+    for (int64_t p = 0; p < num; ++p) {
+      const int64_t t = policy_tables_[p], first = FirstRowStates() + p;
+      const double* policy = policies->flat<double>().data() + p * PolicySettings::kNumFields;
+      staleness->push_back({nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(policy)});
+      TF_RETURN_IF_ERROR(
+          variables->ReadStaleness({first, first + num, first + 2 * num, first + 3 * num}, policy,
+                                   num_rows[t], dims[t], &staleness->back()));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status CheckSize(int64_t t, const Tensor& tensor, int64_t num_elements) const {
@@ -234,6 +299,7 @@ class ApplyRowsOp : public OpKernel {
   std::vector<float> weight_decays_;
   float clip_value_ = 0;
   std::vector<std::string> table_names_;
+  std::vector<int64_t> policy_tables_;
   LiveRowsPool pool_;
 };
 

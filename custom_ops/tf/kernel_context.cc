@@ -48,7 +48,7 @@ void LiveRowsPool::Return(std::unique_ptr<LiveRows> live_rows, int64_t num_looku
 template <typename Index>
 absl::Status ReadLookups(OpKernelContext* context, const std::vector<std::string>& table_names,
                          const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
-                         const std::vector<const int32_t*>& wake_steps,
+                         const std::vector<RowStates>& states,
                          std::vector<Lookups<Index>>* lookups) {
   OpInputList indices, grads;
   TF_RETURN_IF_ERROR(context->input_list("indices", &indices));
@@ -67,7 +67,7 @@ absl::Status ReadLookups(OpKernelContext* context, const std::vector<std::string
       return InvalidArgument("table '", table_names[t], "': ", ids.dim_size(0),
                              " lookups in one step; at most 2^31 - 1 are possible");
     }
-    lookups->push_back({ids.flat<Index>().data(), rows.flat<float>().data(), wake_steps[t],
+    lookups->push_back({ids.flat<Index>().data(), rows.flat<float>().data(), states[t],
                         ids.dim_size(0), num_rows[t], dims[t]});
   }
   return absl::OkStatus();
@@ -75,17 +75,21 @@ absl::Status ReadLookups(OpKernelContext* context, const std::vector<std::string
 
 template absl::Status ReadLookups(OpKernelContext*, const std::vector<std::string>&,
                                   const std::vector<int64_t>&, const std::vector<int64_t>&,
-                                  const std::vector<const int32_t*>&,
-                                  std::vector<Lookups<int32_t>>*);
+                                  const std::vector<RowStates>&, std::vector<Lookups<int32_t>>*);
 template absl::Status ReadLookups(OpKernelContext*, const std::vector<std::string>&,
                                   const std::vector<int64_t>&, const std::vector<int64_t>&,
-                                  const std::vector<const int32_t*>&,
-                                  std::vector<Lookups<int64_t>>*);
+                                  const std::vector<RowStates>&, std::vector<Lookups<int64_t>>*);
 
 absl::Status BadLookupError(const BadLookup& bad, const std::string& table_name, int64_t num_rows) {
   if (bad.kind == BadLookup::kId) {
     return InvalidArgument("table '", table_name, "': id ", bad.id, " at position ", bad.lookup,
                            " is not in [0, ", num_rows, "). No row was changed.");
+  }
+  if (bad.kind == BadLookup::kState) {
+    return InvalidArgument(
+        "table '", table_name, "': the optimizer's state of row ", bad.id,
+        " makes no sense; it was not restored whole. No row was changed. Restore ",
+        "the model with its optimizer, or start with a new optimizer.");
   }
   return InvalidArgument(
       "table '", table_name, "': the gradient of row ", bad.id, " (first looked up at position ",

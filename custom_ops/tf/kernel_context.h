@@ -36,12 +36,12 @@ class LiveRowsPool {
 };
 
 // Reads the inputs "indices" and "grads" of an op: one pair per table. `num_rows`, `dims` and
-// `wake_steps` (null: every row is live) are the tables'. Checks ranks and sizes.
+// `states` are the tables'. Checks ranks and sizes.
 template <typename Index>
 absl::Status ReadLookups(tensorflow::OpKernelContext* context,
                          const std::vector<std::string>& table_names,
                          const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
-                         const std::vector<const int32_t*>& wake_steps,
+                         const std::vector<RowStates>& states,
                          std::vector<Lookups<Index>>* lookups);
 
 // What is wrong with a lookup, for the user who made the batch.

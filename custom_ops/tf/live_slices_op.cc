@@ -17,32 +17,40 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
 REGISTER_OP("Slipstream>LiveSlices")
-    .Input("wake_steps: N * resource")
+    .Input("row_states: num_policies * resource")
+    .Input("pool_ints: num_policies * resource")
+    .Input("pool_floats: num_policies * resource")
+    .Input("policy_states: num_policies * resource")
     .Input("indices: N * Tindices")
     .Input("grads: N * float")
     .Input("step: int64")
     .Output("live_indices: N * Tindices")
     .Output("live_grads: N * float")
     .Attr("N: int >= 1")
+    .Attr("num_policies: int >= 0")
+    .Attr("policy_tables: list(int)")
     .Attr("Tindices: {int32, int64}")
     .Attr("table_names: list(string)")
     .Attr("num_rows: list(int)")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
-      int num_tables;
+      int num_tables, num_policies;
       TF_RETURN_IF_ERROR(c->GetAttr("N", &num_tables));
+      TF_RETURN_IF_ERROR(c->GetAttr("num_policies", &num_policies));
       for (int t = 0; t < num_tables; ++t) {
         tensorflow::shape_inference::ShapeHandle grads;
-        TF_RETURN_IF_ERROR(c->WithRank(c->input(2 * num_tables + t), 2, &grads));
+        TF_RETURN_IF_ERROR(c->WithRank(c->input(4 * num_policies + num_tables + t), 2, &grads));
         c->set_output(t, c->Vector(c->UnknownDim()));
         c->set_output(num_tables + t, c->Matrix(c->UnknownDim(), c->Dim(grads, 1)));
       }
       return absl::OkStatus();
     })
     .Doc(R"doc(
-Distinct live ids of each table, in order of first appearance, and the sums of their gradient rows.
+Distinct ids of each table whose gradient counts, in order of first appearance, and the sums of their gradient rows.
 
-A row is stale, and left out, in every step below its wake step; wake_steps is empty where all are live.
+Rows that are asleep and skipped are left out; those that are deferred are not.
+row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy.md.
+policy_tables: The tables that have a policy.
 step: The number of this step, 1 in the first.
 )doc");
 
@@ -54,6 +62,16 @@ class LiveSlicesOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
     int num_tables;
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
+    int num_policies;
+    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies));
+    OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
+    OP_REQUIRES(
+        context, static_cast<int>(policy_tables_.size()) == num_policies,
+        InvalidArgument("expected ", num_policies, " policy_tables, got ", policy_tables_.size()));
+    for (const int64_t t : policy_tables_) {
+      OP_REQUIRES(context, 0 <= t && t < num_tables,
+                  InvalidArgument("policy_tables: there is no table ", t));
+    }
     const size_t expected = num_tables;
     OP_REQUIRES(context, table_names_.size() == expected && num_rows_.size() == expected,
                 InvalidArgument("expected ", num_tables, " table_names and num_rows, got ",
@@ -63,19 +81,31 @@ class LiveSlicesOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     const int64_t num_tables = num_rows_.size();
     TableVariables variables;
-    OP_REQUIRES_OK(context, variables.Add(context, "wake_steps", tensorflow::DT_INT32));
+    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_INT32));
+    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
+    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
+    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
     variables.LockForReading();
-    std::vector<const int32_t*> wake_steps(num_tables, nullptr);
+    std::vector<RowStates> states(num_tables);
     std::vector<int64_t> dims(num_tables);
     tensorflow::OpInputList grads;
     OP_REQUIRES_OK(context, context->input_list("grads", &grads));
     for (int64_t t = 0; t < num_tables; ++t) {
-      OP_REQUIRES_OK(context, variables.WakeSteps(t, num_rows_[t], &wake_steps[t]));
       dims[t] = grads[t].dims() == 2 ? grads[t].dim_size(1) : 0;
     }
+    const int64_t num_policies = policy_tables_.size();
+    const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
+    for (int64_t p = 0; p < num_policies; ++p) {
+      const int64_t t = policy_tables_[p];
+      Staleness one{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
+      OP_REQUIRES_OK(context, variables.ReadStaleness(
+                                  {p, p + num_policies, p + 2 * num_policies, p + 3 * num_policies},
+                                  no_policy.data(), num_rows_[t], dims[t], &one));
+      states[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),
+                   static_cast<int64_t>(one.state->woken_at)};
+    }
     std::vector<Lookups<Index>> lookups;
-    OP_REQUIRES_OK(context,
-                   ReadLookups(context, table_names_, num_rows_, dims, wake_steps, &lookups));
+    OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows_, dims, states, &lookups));
     const Tensor* step;
     OP_REQUIRES_OK(context, context->input("step", &step));
     OP_REQUIRES(context, step->NumElements() == 1,
@@ -92,10 +122,10 @@ class LiveSlicesOp : public OpKernel {
     OP_REQUIRES_OK(context, context->output_list("live_grads", &live_grads));
     int64_t num_lookups = 0;
     for (int64_t t = 0; t < num_tables; ++t) {
-      const int64_t num_live = live_rows->num_live(t);
+      const int64_t num_read = live_rows->num_read(t);
       Tensor *ids, *rows;
-      OP_REQUIRES_OK(context, live_indices.allocate(t, TensorShape({num_live}), &ids));
-      OP_REQUIRES_OK(context, live_grads.allocate(t, TensorShape({num_live, dims[t]}), &rows));
+      OP_REQUIRES_OK(context, live_indices.allocate(t, TensorShape({num_read}), &ids));
+      OP_REQUIRES_OK(context, live_grads.allocate(t, TensorShape({num_read, dims[t]}), &rows));
       live_rows->CopyInBatchOrder(t, lookups[t].num_lookups, dims[t], ids->flat<Index>().data(),
                                   rows->flat<float>().data(), parallel_for);
       num_lookups += lookups[t].num_lookups;
@@ -106,6 +136,7 @@ class LiveSlicesOp : public OpKernel {
  private:
   std::vector<std::string> table_names_;
   std::vector<int64_t> num_rows_;
+  std::vector<int64_t> policy_tables_;
   LiveRowsPool pool_;
 };
 

@@ -4,11 +4,17 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/staleness.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/platform/refcount.h"
 
 namespace slipstream {
+
+// Which of the variables added are a table's row states and pool.
+struct PolicyVariables {
+  int64_t row_states, pool_ints, pool_floats, policy_state;
+};
 
 // The resource variables that an op works on: looked up, checked, locked together, unlocked when
 // this object goes.
@@ -36,8 +42,9 @@ class TableVariables {
   // The i-th variable added, while locked.
   tensorflow::Tensor* tensor(int64_t i) { return variables_[i]->tensor(); }
 
-  // The i-th variable as wake steps: null when it is empty, else it must be [num_rows].
-  absl::Status WakeSteps(int64_t i, int64_t num_rows, const int32_t** wake_steps);
+  // Row states and pool of a table, while locked; checks their shapes.
+  absl::Status ReadStaleness(const PolicyVariables& at, const double* policy, int64_t num_rows,
+                             int64_t dim, Staleness* staleness);
 
  private:
   std::vector<tensorflow::mutex*> SortedMutexes() const;

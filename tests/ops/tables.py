@@ -12,12 +12,15 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from tests.reference import ReferenceTable
-from tf_slipstream import update_rules
+from tf_slipstream import StalenessPolicy, update_rules
 from tf_slipstream.ops import _library
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
+from tf_slipstream.ops.staleness import POLICY_STATES, POOL_INTS
 from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
 
 EPSILON = float(np.finfo(np.float32).eps)
+
+POLICY_VARIABLES = ("row_states", "pool_ints", "pool_floats", "policy_state")
 
 # One per step, again from the start when they run out.
 LEARNING_RATES = (0.125, 0.25, 0.0625)
@@ -100,8 +103,8 @@ class Plan:
         num_rows, dim: The table's shape.
         batches: One list of ids per step.
         index_dtype: Of the ids.
-        wake_steps: One per row, or None where every row is live. The gradient of a row is NaN in
-            the steps in which it is stale.
+        wake_steps: One per row, or None where there is no policy. A row is skipped in the steps
+            below its own, and its gradient is NaN there.
         weight_decay, clip_value, grad_scale: As in `apply_rows`.
         seed: Of values and gradients.
     """
@@ -176,10 +179,37 @@ def new_state(rule, values, name="table", wake_steps=None):
             for slot in rule.slots
         ),
         last_steps=tf.Variable(tf.zeros([num_rows], tf.int32)) if rule.has_moments else None,
-        wake_steps=tf.Variable(np.array([] if wake_steps is None else wake_steps, np.int32)),
         changed_rows=tf.Variable(tf.zeros([-(-num_rows // 32)], tf.int32)),
         counters=tf.Variable(tf.zeros([NUM_COUNTERS], tf.int64)),
+        **({} if wake_steps is None else asleep(wake_steps, dim)),
     )
+
+
+def asleep(wake_steps, dim):
+    """Returns the fields of a `TableState` whose rows are skipped until they wake for good."""
+    num_rows = len(wake_steps)
+    entries = np.zeros([num_rows, len(POOL_INTS)], np.int64)
+    entries[:, POOL_INTS.index("row")] = np.arange(num_rows)
+    entries[:, POOL_INTS.index("wake_step")] = wake_steps
+    entries[:, POOL_INTS.index("live_step")] = 1 << 40  # no change of the rate wakes them
+    entries[:, POOL_INTS.index("period")] = 1
+    entries[:, POOL_INTS.index("is_skipped")] = 1
+    state = dict.fromkeys(POLICY_STATES, 0.0) | {"strictness": 1.0, "num_entries": num_rows}
+    return {
+        # Never judged, so never put to sleep again.
+        "policy": StalenessPolicy(on_stale="skip", probe=1 << 40, refresh_every=0),
+        "row_states": tf.Variable(-1 - np.arange(num_rows, dtype=np.int32)),
+        "pool_ints": tf.Variable(entries),
+        "pool_floats": tf.Variable(np.zeros([num_rows, 2 * dim + 1], np.float32)),
+        "policy_state": tf.Variable(np.array([*state.values()], np.float64)),
+    }
+
+
+def sleep(state, row, wake_step):
+    """Puts a row of such a state to sleep."""
+    column = POOL_INTS.index("wake_step")
+    state.pool_ints[-1 - int(state.row_states[row]), column].assign(wake_step)
+    state.pool_ints[-1 - int(state.row_states[row]), POOL_INTS.index("live_step")].assign(1 << 40)
 
 
 def slices(ids, grads):
@@ -244,6 +274,8 @@ def arrays_of(state):
     variables |= {f"slot {i}": slot for i, slot in enumerate(state.slots)}
     if state.last_steps is not None:
         variables["last_steps"] = state.last_steps
+    if state.policy is not None:
+        variables |= {name: getattr(state, name) for name in POLICY_VARIABLES}
     return {name: np.array(variable.numpy()) for name, variable in variables.items()}
 
 
@@ -260,7 +292,7 @@ def without_rows(arrays, ids):
     return {
         name: np.delete(array, sorted(ids), axis=0)
         for name, array in arrays.items()
-        if name not in ("changed_rows", "counters")
+        if name not in ("changed_rows", "counters", *POLICY_VARIABLES)
     }
 
 

@@ -135,7 +135,7 @@ def test_a_live_row_may_become_stale_again(native_or_fallback):
     state = tables.new_state(SGD, np.zeros([2, 1]), wake_steps=[0, 0])
     one = tables.slices(np.array([0, 1]), np.ones([2, 1], "f"))
     apply_rows(SGD, [state], [one], tables.settings(1))
-    state.wake_steps.assign([0, 3])
+    tables.sleep(state, 1, wake_step=3)
     apply_rows(SGD, [state], [one], tables.settings(2))
     np.testing.assert_array_equal(state.table.numpy(), [[-2], [-1]])
 

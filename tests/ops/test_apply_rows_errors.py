@@ -200,11 +200,31 @@ def test_a_variable_of_the_optimizer_of_another_size_is_refused(field, dtype, si
     assert_step_fails(states, batches, f"table 'items': .* should have {size} elements")
 
 
-@pytest.mark.parametrize("num_elements", [1, 6, 8])
-def test_wake_steps_of_another_size_are_refused(num_elements):
-    states = _with(two_tables(), wake_steps=tf.Variable(tf.zeros([num_elements], tf.int32)))
+@pytest.mark.parametrize(
+    "field, dtype, shape",
+    [
+        ("row_states", tf.int32, [6]),
+        ("pool_ints", tf.int64, [7, 7]),
+        ("pool_floats", tf.float32, [7, 4]),
+        ("policy_state", tf.float64, [7]),
+    ],
+)
+def test_a_pool_of_another_shape_is_refused(field, dtype, shape):
+    fields = tables.asleep([0] * 7, 2) | {field: tf.Variable(tf.zeros(shape, dtype))}
+    states = _with(two_tables(), **fields)
     batches = [good_slices(name) for name in NUM_ROWS]
-    assert_step_fails(states, batches, r"wake steps: expected \[0\] or \[7\]")
+    assert_step_fails(states, batches, "the row states and pool of a table .* have shapes")
+
+
+@pytest.mark.parametrize("row_state", [-8, -(2**31), -2])
+def test_a_row_state_that_was_not_restored_whole_is_refused(row_state):
+    fields = tables.asleep([0] * 7, 2)
+    fields["row_states"][5].assign(row_state)
+    states = _with(two_tables(), **fields)
+    slices = tables.slices(np.array([5]), np.ones([1, 2], np.float32))
+    assert_step_fails(
+        states, [good_slices("users"), slices], "table 'items': the optimizer's state of row 5"
+    )
 
 
 def test_a_variable_of_another_dtype_is_refused():

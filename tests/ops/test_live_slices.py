@@ -10,7 +10,7 @@ from tests.ops import tables
 from tests.ops.tables import RULE_CASES, slices
 from tests.reference import summed_rows
 from tf_slipstream.ops import _library
-from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.live_slices import live_slices, policy_handles
 
 SGD = RULE_CASES["sgd"].rule
 
@@ -143,7 +143,7 @@ def test_attributes_of_another_length_are_refused():
     state = tables.new_state(SGD, np.zeros([6, 3]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="expected 1 table_names"):
         _library.native_ops().slipstream_live_slices(
-            wake_steps=[state.wake_steps.handle],
+            **policy_handles([state]),
             indices=[tf.constant([1])],
             grads=[tf.ones([1, 3])],
             step=tf.constant(1, tf.int64),

@@ -1,6 +1,6 @@
 """The operations on tables: one file each, with its checks and its plain-TensorFlow fallback.
 
-No Keras and no policy here: functions on `tf.Variable`s and tensors. `_library.py` alone loads the
+No Keras here: functions on `tf.Variable`s and tensors. `_library.py` alone loads the
 native library. To add one: its OpKernel in `custom_ops/tf`, its function here, its test in
 `tests/ops`.
 """

@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_slipstream.ops import _library
-from tf_slipstream.ops.live_slices import live_slices_fallback
+from tf_slipstream.ops import _library, staleness
+from tf_slipstream.ops.live_slices import find_rows, policy_handles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,13 @@ class StepSettings:
         step: int64 scalar tensor, the number of this step (1 in the first).
         learning_rate: float32 scalar tensor.
         clip_value: Float bound on each element of a summed gradient, or 0 for none.
+        wake_all: Whether to apply all that is held, and wake every row: a bool or bool tensor.
     """
 
     step: tf.Tensor
     learning_rate: tf.Tensor
     clip_value: float = 0.0
+    wake_all: bool | tf.Tensor = False
 
 
 def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=None):
@@ -56,9 +58,9 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         tables=[state.table.handle for state in states],
         slots=[slot.handle for state in states for slot in state.slots],
         last_steps=[s.last_steps.handle for s in states if s.last_steps is not None],
-        wake_steps=[state.wake_steps.handle for state in states],
         changed_rows=[state.changed_rows.handle for state in states],
         counters=[state.counters.handle for state in states],
+        **policy_handles(states),
         indices=[s.indices for s in slices],
         grads=[s.values for s in slices],
         grad_scales=grad_scales,
@@ -67,6 +69,8 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         hyperparameters=tf.constant(
             rule.hyperparameters, tf.float64, shape=[len(rule.hyperparameters)]
         ),
+        policies=tf.constant(_policies(rule, states), tf.float64),
+        wake_all=settings.wake_all,
         rule=rule.name,
         weight_decays=weight_decays,
         clip_value=settings.clip_value,
@@ -75,37 +79,109 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
     return [] if operation is None else [operation]
 
 
+def _policies(rule, states):
+    return [
+        number
+        for state in states
+        if state.policy is not None
+        for number in staleness.policy_numbers(state.policy, rule.correlation)
+    ]
+
+
 def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays):
-    live, counts = live_slices_fallback(states, slices, settings.step)
+    begun = [
+        None
+        if state.policy is None
+        else staleness.begin_step(state, settings.step, settings.learning_rate, settings.wake_all)
+        for state in states
+    ]
+    woken_at = [None if one is None else one[0] for one in begun]
+    found = find_rows(states, slices, settings.step, woken_at)
     done = []
-    for state, one, count, scale, decay in zip(
-        states, live, counts, grad_scales, weight_decays, strict=True
+    for state, begin, one, scale, decay in zip(
+        states, begun, found, grad_scales, weight_decays, strict=True
     ):
-        done += _update_table(rule, state, one, settings, scale, decay)
-        done.append(state.counters.assign_add(count))
+        grads = _clipped(one.slices.values * scale, settings.clip_value)
+        table = _TableUpdate(rule, state, settings, decay)
+        if state.policy is None:
+            batches = tf.ones([tf.size(one.slices.indices), 1], tf.int32)
+            _, _, written = table.update(one.slices.indices, grads, batches)
+            done += written
+        else:
+            done += _apply_policy(table, begin, one, grads)
+        done.append(state.counters.assign_add(one.counts))
     return done
 
 
-def _update_table(rule, state, live, settings, grad_scale, weight_decay):
-    ids, grads = live.indices, live.values * grad_scale
-    if settings.clip_value:
-        grads = tf.clip_by_value(grads, -settings.clip_value, settings.clip_value)
-    rows = tf.gather(state.table, ids)
-    if weight_decay:
-        rows -= rows * tf.cast(weight_decay, rows.dtype) * settings.learning_rate
-    missed = None
-    if state.last_steps is not None:
-        last = tf.gather(state.last_steps, ids)
-        step = tf.cast(settings.step, tf.int32)
-        missed = tf.where(last == 0, 0, step - last - 1)[:, tf.newaxis]
-    slots = [tf.gather(slot, ids) for slot in state.slots]
-    rows, slots = rule.update(rows, slots, grads, settings.learning_rate, settings.step, missed)
-    done = [_scatter(state.table, ids, rows)]
-    done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
-    if state.last_steps is not None:
-        done.append(_scatter(state.last_steps, ids, tf.fill(tf.shape(ids), step)))
-    done.append(_mark_changed(state.changed_rows, ids))
+def _apply_policy(table, begun, found, grads):
+    """Updates live rows, holds the gradients of deferred ones; a refresh applies those held."""
+    state, step = table.state, table.settings.step
+    deferred, live = tf.where(found.is_deferred)[:, 0], tf.where(~found.is_deferred)[:, 0]
+    done = staleness.hold(state, tf.gather(found.row_states, deferred), tf.gather(grads, deferred))
+    ids, row_states = tf.gather(found.slices.indices, live), tf.gather(found.row_states, live)
+    with tf.control_dependencies(done):
+        grads, batches = staleness.take_held(state, row_states, tf.gather(grads, live))
+        before, after, written = table.update(ids, grads, batches)
+    counted, sleeping, num_entries = staleness.after_update(
+        state, ids, row_states, before, after, grads, step
+    )
+    done += written + counted
+    is_refresh = begun[2]
+    with tf.control_dependencies(done):
+        index, ids, grads, batches = staleness.all_held(state, is_refresh)
+        before, after, written = table.update(tf.cast(ids, tf.int64), grads, batches)
+        flushed, woken = staleness.after_flush(state, index, before, after, grads, is_refresh, step)
+    done += written + flushed
+    done.append(staleness.end_step(state, begun, step, found.counts, sleeping + woken, num_entries))
     return done
+
+
+def _clipped(grads, clip_value):
+    return tf.clip_by_value(grads, -clip_value, clip_value) if clip_value else grads
+
+
+@dataclasses.dataclass(frozen=True)
+class _TableUpdate:
+    """Updates rows of one table."""
+
+    rule: object
+    state: object
+    settings: StepSettings
+    weight_decay: float
+
+    def update(self, ids, grads, batches):
+        """Applies gradients, each the sum over so many batches, int32 `[num_rows, 1]`.
+
+        Returns:
+            The rows before and after, and what to wait for.
+        """
+        rule, state, settings = self.rule, self.state, self.settings
+        before = rows = tf.gather(state.table, ids)
+        if self.weight_decay:
+            rows = self._decayed(rows, batches)
+        missed = None
+        if state.last_steps is not None:
+            last = tf.gather(state.last_steps, ids)
+            step = tf.cast(settings.step, tf.int32)
+            missed = tf.where(last[:, tf.newaxis] == 0, 0, step - last[:, tf.newaxis] - batches)
+        slots = [tf.gather(slot, ids) for slot in state.slots]
+        rows, slots = rule.update(
+            rows, slots, grads, settings.learning_rate, settings.step, missed, batches
+        )
+        done = [_scatter(state.table, ids, rows)]
+        done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
+        if state.last_steps is not None:
+            done.append(_scatter(state.last_steps, ids, tf.fill(tf.shape(ids), step)))
+        done.append(_mark_changed(state.changed_rows, ids))
+        return before, rows, done
+
+    def _decayed(self, rows, batches):
+        rate = self.settings.learning_rate
+        decay = tf.cast(self.weight_decay, rows.dtype)
+        once = rows - rows * decay * rate
+        kept = 1 - tf.cast(decay, tf.float64) * tf.cast(rate, tf.float64)
+        factor = tf.pow(kept, tf.cast(batches, tf.float64))
+        return tf.where(batches == 1, once, rows * tf.cast(factor, rows.dtype))
 
 
 def _mark_changed(changed_rows, ids):

@@ -1,12 +1,22 @@
-"""Distinct live ids of a step, and the sums of their gradient rows."""
+"""Distinct ids of a step whose gradients count, and the sums of their gradient rows."""
+
+import collections
 
 import tensorflow as tf
 
 from tf_slipstream.ops import _library
+from tf_slipstream.ops.staleness import kinds_of
+
+# What the fallback finds in a table: distinct rows with their summed gradients, `tf.IndexedSlices`;
+# their row states int32 `[num_rows]` and whether they are deferred, None without a policy; and
+# int64 `[NUM_COUNTERS]` to add to its counters.
+FoundRows = collections.namedtuple("FoundRows", ["slices", "row_states", "is_deferred", "counts"])
 
 
 def live_slices(states, slices, step):
-    """Drops repeated ids, leaves out stale rows and sums gradient rows.
+    """Drops repeated ids, leaves out rows that are skipped and sums gradient rows.
+
+    Rows that are deferred are not left out.
 
     Args:
         states: `TableState`s, all on one device.
@@ -15,7 +25,7 @@ def live_slices(states, slices, step):
         step: int64 scalar, the number of this step (1 in the first).
 
     Returns:
-        One `tf.IndexedSlices` per table: each live id once, in order of first appearance, with the
+        One `tf.IndexedSlices` per table: each id once, in order of first appearance, with the
         sum of its rows in batch order.
 
     Raises:
@@ -24,10 +34,9 @@ def live_slices(states, slices, step):
     """
     native = _library.native_ops(states[0].table.device)
     if native is None:
-        live, _ = live_slices_fallback(states, slices, step)
-        return live
+        return [found.slices for found in find_rows(states, slices, step)]
     indices, values = native.slipstream_live_slices(
-        wake_steps=[state.wake_steps.handle for state in states],
+        **policy_handles(states),
         indices=[s.indices for s in slices],
         grads=[s.values for s in slices],
         step=step,
@@ -40,26 +49,42 @@ def live_slices(states, slices, step):
     ]
 
 
-def live_slices_fallback(states, slices, step):
-    """`live_slices` on plain TensorFlow ops.
+def policy_handles(states):
+    """Returns the native ops' arguments for the tables that have a policy."""
+    places = [place for place, state in enumerate(states) if state.policy is not None]
+    states = [states[place] for place in places]
+    return {
+        "row_states": [state.row_states.handle for state in states],
+        "pool_ints": [state.pool_ints.handle for state in states],
+        "pool_floats": [state.pool_floats.handle for state in states],
+        "policy_states": [state.policy_state.handle for state in states],
+        "policy_tables": places,
+    }
+
+
+def find_rows(states, slices, step, woken_at=None):
+    """What `LiveRows::Find` finds, on plain TensorFlow ops.
+
+    Args:
+        woken_at: Per table a scalar in place of that in its policy state, or None.
 
     Returns:
-        The live slices, and per table int64 `[NUM_COUNTERS]` to add to its counters. Nothing that
-        depends on them runs before every table has passed its checks.
+        A `FoundRows` per table. Nothing that depends on them runs before every table has passed its
+        checks.
     """
+    woken_at = woken_at or [None] * len(states)
     with tf.control_dependencies([_check_ids(s, state) for s, state in zip(slices, states)]):
-        found = [_find_live(s, state, step) for s, state in zip(slices, states)]
-    checks = [_check_finite(live, state) for (live, _), state in zip(found, states)]
+        found = [_find(s, state, step, w) for s, state, w in zip(slices, states, woken_at)]
+    checks = [_check_finite(one.slices, state) for one, state in zip(found, states)]
     with tf.control_dependencies(checks):
-        return (
-            [
-                tf.IndexedSlices(
-                    tf.identity(live.values), tf.identity(live.indices), _dense_shape(state)
-                )
-                for (live, _), state in zip(found, states)
-            ],
-            [tf.identity(counts) for _, counts in found],
-        )
+        return [FoundRows(*map(_identity, one)) for one in found]
+
+
+def _identity(tensor):
+    if isinstance(tensor, tf.IndexedSlices):
+        parts = (tensor.values, tensor.indices, tensor.dense_shape)
+        return tf.IndexedSlices(*map(tf.identity, parts))
+    return None if tensor is None else tf.identity(tensor)
 
 
 def _dense_shape(state):
@@ -67,34 +92,33 @@ def _dense_shape(state):
     return tf.constant(list(state.table.shape), tf.int64)
 
 
-def _find_live(slices, state, step):
+def _find(slices, state, step, woken_at):
     ids, lookup_row, num_lookups = tf.unique_with_counts(slices.indices, out_idx=tf.int64)
-    skipped = tf.zeros_like(ids, tf.bool)
-    if state.wake_steps.shape[0] != 0:
-        skipped = tf.gather(state.wake_steps, ids) > tf.cast(step, tf.int32)
-    # A stale row's gradient is left out before the sum, so that it is never read.
-    is_live = tf.logical_not(tf.gather(skipped, lookup_row))
+    row_states, deferred, skipped = None, tf.zeros_like(ids, tf.bool), tf.zeros_like(ids, tf.bool)
+    if state.policy is not None:
+        row_states = tf.gather(state.row_states, ids)
+        deferred, skipped = kinds_of(state, row_states, step, woken_at)
+    # A skipped row's gradient is left out before the sum, so that it is never read.
+    is_read = tf.logical_not(tf.gather(skipped, lookup_row))
     place = tf.cumsum(tf.cast(~skipped, tf.int64), exclusive=True)
-    live_ids = tf.boolean_mask(ids, ~skipped)
+    read_ids = tf.boolean_mask(ids, ~skipped)
     values = tf.math.unsorted_segment_sum(
-        tf.boolean_mask(slices.values, is_live),
-        tf.boolean_mask(tf.gather(place, lookup_row), is_live),
-        tf.size(live_ids),
+        tf.boolean_mask(slices.values, is_read),
+        tf.boolean_mask(tf.gather(place, lookup_row), is_read),
+        tf.size(read_ids),
     )
     zero = tf.zeros([], tf.int64)
-    counts = tf.stack(
-        [
-            tf.size(slices.indices, tf.int64),
-            tf.reduce_sum(tf.where(skipped, num_lookups, 0)),
-            zero,
-            tf.size(ids, tf.int64),
-            tf.math.count_nonzero(skipped),
-            zero,
-            zero,
-            zero,
-        ]
-    )
-    return tf.IndexedSlices(values, live_ids), counts
+    counts = [tf.size(slices.indices, tf.int64)]
+    counts += [tf.reduce_sum(tf.where(kind, num_lookups, 0)) for kind in (skipped, deferred)]
+    counts += [tf.size(ids, tf.int64)]
+    counts += [tf.math.count_nonzero(kind) for kind in (skipped, deferred)]
+    found = tf.IndexedSlices(values, read_ids, _dense_shape(state))
+    if row_states is not None:
+        row_states = tf.boolean_mask(row_states, ~skipped)
+        deferred = tf.boolean_mask(deferred, ~skipped)
+    else:
+        deferred = None
+    return FoundRows(found, row_states, deferred, tf.stack([*counts, zero, zero]))
 
 
 def _check_ids(slices, state):

@@ -4,7 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-# Fields of a table's counters, in their order there; the last two are not in use yet.
+# Fields of a table's counters, in their order there; the last but one is not in use, the last
+# is the id of the publication that `changed_rows` counts from (`tf_slipstream.export`).
 COUNTERS = (
     "num_lookups",
     "num_skipped_lookups",
@@ -27,20 +28,29 @@ class TableState:
             `[num_rows, 1]` for a row-wise slot.
         last_steps: int32 `[num_rows]`, the step that last touched a row (0: none yet); None for a
             rule without moments.
-        wake_steps: int32 `[num_rows]`; a row is stale in every step below its wake step. `[0]`:
-            every row is live.
         changed_rows: int32 `[ceil(num_rows / 32)]`: bit `r % 32` of word `r // 32` is set when row
             `r` is written. Whoever publishes changes clears it.
         counters: int64 `[NUM_COUNTERS]`, see `COUNTERS`.
+        policy: `StalenessPolicy`, or None: every row is live, and the rest is None as well.
+        correlation: The update rule's.
+        row_states: int32 `[num_rows]`; this and the rest as docs/policy.md defines it.
+        pool_ints: int64 `[capacity, 8]`.
+        pool_floats: float32 `[capacity, 2 dim + 1]`.
+        policy_state: float64 `[8]`.
     """
 
     name: str
     table: tf.Variable
     slots: tuple
     last_steps: tf.Variable | None
-    wake_steps: tf.Variable
     changed_rows: tf.Variable
     counters: tf.Variable
+    policy: object = None
+    correlation: float = 0.0
+    row_states: tf.Variable | None = None
+    pool_ints: tf.Variable | None = None
+    pool_floats: tf.Variable | None = None
+    policy_state: tf.Variable | None = None
 
     @property
     def num_rows(self):

@@ -32,7 +32,7 @@ class Adagrad(UpdateRule):
     def slots(self):
         return (Slot("accumulator", self.initial_accumulator_value),)
 
-    def update(self, rows, slots, grads, learning_rate, step, missed):
+    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
         accumulator = slots[0] + tf.square(grads)
         rows -= learning_rate * grads / tf.sqrt(accumulator + self.epsilon)
         return rows, [accumulator]

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_slipstream.update_rules.update_rule import Slot, UpdateRule, decayed
+from tf_slipstream.update_rules.update_rule import MomentumSteps, Slot, UpdateRule, decayed, power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,10 @@ class RmsProp(UpdateRule):
         )
 
     @property
+    def correlation(self):
+        return self.momentum
+
+    @property
     def hyperparameters(self):
         return (self.rho, self.momentum, self.epsilon, float(self.centered))
 
@@ -48,18 +52,25 @@ class RmsProp(UpdateRule):
             slots.append(Slot("momentum"))
         return tuple(slots)
 
-    def update(self, rows, slots, grads, learning_rate, step, missed):
+    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
         velocity = decayed(slots[0], self.rho, missed)
-        velocity = self.rho * velocity + (1 - self.rho) * tf.square(grads)
+        k, kept = tf.cast(batches, tf.float32), power(self.rho, batches)
+        keep, take = tf.cast(kept, tf.float32), tf.cast(1 - kept, tf.float32)
+        mean = grads * (1 / k)
+        velocity = keep * velocity + take * (tf.square(grads) * (1 / k))
         new_slots = [velocity]
         denominator = velocity + self.epsilon
         if self.centered:
             average = decayed(slots[1], self.rho, missed)
-            average = self.rho * average + (1 - self.rho) * grads
+            average = keep * average + take * mean
             new_slots.append(average)
             denominator = velocity - tf.square(average) + self.epsilon
-        increment = learning_rate * grads / tf.sqrt(denominator)
-        if self.momentum > 0:
-            increment += self.momentum * decayed(slots[-1], self.momentum, missed)
-            new_slots.append(increment)
-        return rows - increment, new_slots
+        increment = learning_rate * mean / tf.sqrt(denominator)
+        if self.momentum == 0:
+            return rows - increment * k, new_slots
+        steps, b = (
+            MomentumSteps(self.momentum, batches),
+            decayed(slots[-1], self.momentum, missed),
+        )
+        new_slots.append(steps.power * b + steps.held * increment)
+        return rows - (steps.from_m * b + steps.from_i * increment), new_slots

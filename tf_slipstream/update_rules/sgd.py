@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from tf_slipstream.update_rules.update_rule import Slot, UpdateRule, decayed
+import tensorflow as tf
+
+from tf_slipstream.update_rules.update_rule import MomentumSteps, Slot, UpdateRule, decayed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Sgd(UpdateRule):
     hyperparameters = ()
     slots = ()
 
-    def update(self, rows, slots, grads, learning_rate, step, missed):
+    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
         return rows - grads * learning_rate, []
 
 
@@ -36,11 +38,18 @@ class Momentum(UpdateRule):
     def hyperparameters(self):
         return (self.momentum, float(self.nesterov))
 
-    def update(self, rows, slots, grads, learning_rate, step, missed):
+    @property
+    def correlation(self):
+        return self.momentum
+
+    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
         m = decayed(slots[0], self.momentum, missed)
-        m = m * self.momentum - grads * learning_rate
-        moved = m * self.momentum - grads * learning_rate if self.nesterov else m
-        return rows + moved, [m]
+        steps = MomentumSteps(self.momentum, batches)
+        increment = -(grads * (learning_rate / tf.cast(batches, tf.float32)))
+        moved = steps.from_m * m + steps.from_i * increment
+        if self.nesterov:
+            moved = moved * self.momentum - grads * learning_rate
+        return rows + moved, [steps.power * m + steps.held * increment]
 
 
 def sgd_rule(optimizer):
