@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-kernels lint bench clean
+.PHONY: help setup demo test test-kernels lint bench bench-peers bench-training bench-scaling clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
@@ -14,7 +14,10 @@ help:
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make lint    check style"
-	@echo "make bench   time the embedding step against stock Keras and tf_keras"
+	@echo "make bench   time the embedding step against stock Keras, tf_keras and the memory's limit"
+	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
+	@echo "make bench-training  time whole training steps, PyTorch's too where bench-peers has been"
+	@echo "make bench-scaling   time against rows, lookups, dims, skew, bags, tables, threads; a plot"
 	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)
@@ -41,10 +44,39 @@ test-kernels:
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'custom_ops/*.cc' 'custom_ops/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'custom_ops/*.cc' 'custom_ops/*.h' 'tests/*.c')
 
 bench: $(READY)
 	$(BIN)/python benchmarks/embedding_step.py $(ARGS)
+
+# The peers need other versions of NumPy and TensorFlow than ours.
+build/peers/.ready: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet -r $<
+	touch $@
+
+# TFRA has no release for a Python after 3.11; without one its results say that it was left out.
+build/tfra/.ready: benchmarks/requirements-tfra.txt
+	for python in $(PYTHON) python3.11 python3.10; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' \
+	    2>/dev/null && $$python -m venv build/tfra && break; \
+	done; \
+	if [ -d build/tfra ]; then \
+	  build/tfra/bin/python -m pip install --quiet -r $< || rm -rf build/tfra; \
+	fi
+	mkdir -p build/tfra && touch $@
+
+bench-peers: $(READY) build/peers/.ready build/tfra/.ready
+	$(BIN)/python benchmarks/embedding_step.py --subjects slipstream limit keras3 tf_keras \
+	  tf_keras_legacy torch fbgemm tfra $(ARGS)
+
+bench-training: $(READY)
+	$(BIN)/python benchmarks/training_step.py $(ARGS)
+
+bench-scaling: $(READY)
+	$(BIN)/python benchmarks/embedding_step.py --grid rows lookups dims skew bags tables threads \
+	  --output results/scaling.jsonl --subjects slipstream limit tf_keras_legacy fbgemm $(ARGS)
+	$(BIN)/python benchmarks/plot.py results/scaling.jsonl --output results/scaling.svg
 
 clean:
 	rm -rf $(VENV) build dist

@@ -26,10 +26,11 @@ def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log():
     done = run("dlrm.py", *options)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^ +(\w+) +([\d.]+) +([\d,]+) +(0\.\d{4}) +([\d.]+) GB", done.stdout, re.M)
-    assert [row[0] for row in rows] == ["keras", "tf_keras", "slipstream"]
+    assert [row[0] for row in rows] == ["keras", "tf_keras", "slipstream", "sleeping"]
     # All start from the same weights and see the same examples.
     aucs = [float(row[3]) for row in rows]
     assert max(aucs) - min(aucs) < 0.02, aucs
+    assert re.search(r"deferred \d+% of lookups, \d+% of row updates", done.stdout)
     assert "(teacher)" in done.stdout and "How to read it" in done.stdout
 
 
@@ -53,3 +54,12 @@ def test_the_demo_says_what_is_wrong_with_its_data(tmp_path):
     done = run("dlrm.py", "--data", tmp_path / "missing.tsv")
     assert done.returncode != 0
     assert "missing.tsv" in done.stderr.splitlines()[-1]
+
+
+def test_serving_publishes_a_version_and_what_changed_after_it(tmp_path):
+    options = ["--folder", tmp_path / "published", "--rows", 20_000, "--examples", 40_000]
+    done = run("serving.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert "answers as the model does, to the bit: True" in done.stdout
+    versions = tmp_path / "published" / "clicks"
+    assert sorted(path.name for path in versions.iterdir()) == ["1", "2"]

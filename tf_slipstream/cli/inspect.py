@@ -1,0 +1,66 @@
+"""tf-slipstream inspect."""
+
+import argparse
+import json
+
+from tf_slipstream.export.inspection import inspect
+
+_DESCRIPTION = """\
+Says what a SavedModel, a checkpoint or a delta holds: tables, rows, dims, changed rows, versions.
+
+A checkpoint is named by its prefix (ckpt-7) or its index file (ckpt-7.index).
+"""
+
+_EPILOG = """\
+examples:
+  tf-slipstream inspect models/m/1
+  tf-slipstream inspect --json deltas/2
+"""
+
+
+def add_to(subparsers):
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="say what a SavedModel, checkpoint or delta holds",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="PATH", help="SavedModel folder, checkpoint or delta file")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args):
+    found = inspect(args.path)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(f"{args.path}: {_headline(found)}, {found['num_bytes'] / 1e6:,.1f} MB")
+    rows = [_row(tensor) for tensor in found["tensors"]]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _headline(found):
+    if found["kind"] == "delta":
+        base, result = found["base"], found["result"]
+        return f"delta from version {base['version']} to version {result['version']}"
+    if found.get("version") is not None:
+        return f"SavedModel, version {found['version']} (id {found['id']})"
+    return {"saved_model": "SavedModel", "checkpoint": "checkpoint"}[found["kind"]]
+
+
+def _row(tensor):
+    shape = tensor["shape"]
+    if len(shape) == 2:
+        what = f"{shape[0]:,} rows of {shape[1]:,}"
+    else:
+        what = "x".join(f"{size:,}" for size in shape) or "scalar"
+    table = f"table {tensor['table']}" if tensor.get("table") else ""
+    changed = {None: "", "none": "unchanged", "whole": "changed"}.get(tensor.get("change"))
+    if changed is None:
+        changed = f"{tensor['num_rows']:,} rows changed"
+    return [tensor["name"], tensor["dtype"], what, table, changed]
