@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_slipstream import _keras
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
-from tf_slipstream.policy import as_policy
+from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
 # moment.
@@ -174,10 +174,6 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
-        with tf.init_scope():
-            # `export` traces the model right before it writes the variables.
-            if tf.executing_eagerly() and not tf.distribute.has_strategy():
-                self._wake_rows()
         inputs = _as_ids(inputs)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
@@ -279,13 +275,13 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def get_config(self):
         config = super().get_config()
         config["combiner"] = self.combiner
-        config["policy"] = _keras.keras.saving.serialize_keras_object(self.policy)
+        config["policy"] = policy_to_config(self.policy)
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        config["policy"] = _keras.keras.saving.deserialize_keras_object(config["policy"])
+        config["policy"] = policy_from_config(config["policy"])
         return super().from_config(config)
 
     def save_own_variables(self, store):
@@ -299,7 +295,6 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return super()._trackable_children(save_type, **kwargs)
 
     def _wake_rows(self):
-        """Has the optimizer apply the gradients that it holds, before the table is written out."""
         if self.built:
             wake_rows_of(self._table())
 

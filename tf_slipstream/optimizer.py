@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
-from tf_slipstream.embedding import table_spec
+from tf_slipstream.embedding import table_spec, wake_rows_of
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 from tf_slipstream.ops.staleness import (
@@ -17,7 +17,7 @@ from tf_slipstream.ops.staleness import (
     pool_capacity,
 )
 from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
-from tf_slipstream.policy import as_policy
+from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
 from tf_slipstream.skip_stats import SkipStats
 
@@ -106,7 +106,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 key = self._var_key(variable)
                 policy = self.policy if spec.policy == "default" else spec.policy
                 self._states[key] = self._add_state(variable, name, policy)
-                _keras.tf_variable(variable)._slipstream_optimizer = weakref.ref(self)
+                _hold_for(weakref.ref(self), _keras.tf_variable(variable))
                 tables.append((variable, self._states[key]))
         # In a function, so that Keras does not take them for the optimizer's own variables.
         self._tables = lambda: tables
@@ -235,11 +235,13 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     def wake_all(self):
         """Applies all gradients that are held, and makes every row live.
 
-        `fit` does so at its end, and so do saving and exporting a model. Call it eagerly, outside
-        of a strategy's replicas.
+        `fit` does so at its end, and so do saving and exporting a model, with two exceptions before
+        which you call it: legacy `.h5` files, and tf_keras's `save_weights` in the TensorFlow
+        format. Call it eagerly, outside of a strategy's replicas. The learning rate is that of the
+        step to come.
         """
         states = [state for state in self._states.values() if state.policy is not None]
-        if not states or int(self.iterations) == 0:
+        if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
         strategy = self._distribution_strategy
         if strategy is not None and strategy.num_replicas_in_sync > 1:
@@ -328,7 +330,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         return {
             "name": self.name,
             "inner": _keras.keras.saving.serialize_keras_object(self.inner_optimizer),
-            "policy": _keras.keras.saving.serialize_keras_object(self.policy),
+            "policy": policy_to_config(self.policy),
         }
 
     @classmethod
@@ -337,8 +339,24 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         inner = _keras.keras.saving.deserialize_keras_object(
             config.pop("inner"), custom_objects=custom_objects
         )
-        config["policy"] = _keras.keras.saving.deserialize_keras_object(config["policy"])
+        config["policy"] = policy_from_config(config["policy"])
         return cls(inner, **config)
+
+
+def _hold_for(optimizer, table):
+    """Lets a table find its optimizer, and apply what that holds before a SavedModel has the table.
+
+    Keras's `export` saves a model's variables without asking its layers.
+    """
+    table._slipstream_optimizer = optimizer
+    children = table._trackable_children
+
+    def children_after_waking(save_type="checkpoint", **kwargs):
+        if save_type == "savedmodel":
+            wake_rows_of(table)
+        return children(save_type, **kwargs)
+
+    table._trackable_children = children_after_waking
 
 
 def _policy_variables(policy, num_rows, dim, add):

@@ -1,5 +1,6 @@
 """When a row is stale."""
 
+import collections.abc
 import dataclasses
 import math
 
@@ -162,6 +163,23 @@ def as_policy(policy, also=()):
     raise ValueError(
         f"`policy` must be a StalenessPolicy, one of {names}, or None (never skip); got {policy!r}."
     )
+
+
+def policy_to_config(policy):
+    """Returns a `policy` argument as a config may hold it."""
+    if isinstance(policy, StalenessPolicy):
+        return _keras.keras.saving.serialize_keras_object(policy)
+    return policy
+
+
+def policy_from_config(config):
+    """Returns the `policy` argument that `policy_to_config` was given."""
+    return _keras.keras.saving.deserialize_keras_object(config) if _is_dict(config) else config
+
+
+def _is_dict(value):
+    # tf_keras wraps the dicts of a config.
+    return isinstance(value, collections.abc.Mapping)
 
 
 def _is_integer(value, least):

@@ -68,7 +68,9 @@ double Drift(const Staleness& s, const PoolEntry& entry, const float* row, const
   switch (s.policy.metric) {
     case DriftMetric::kCoherence: {
       if (path == 0) return 0;
-      const double b = std::pow(s.policy.correlation, static_cast<double>(entry.period));
+      // Of one update with the one before: so many batches apart.
+      const int64_t distance = s.policy.skips ? 1 : entry.period;
+      const double b = std::pow(s.policy.correlation, static_cast<double>(distance));
       return SquaredDistance(row, snapshot, s.dim) /
              (path * NoiseCoherence(entry.window_updates, b));
     }
@@ -178,21 +180,30 @@ void Measure(const Staleness& s, int64_t entry, const float* row, const float* r
 int64_t AfterUpdate(const Staleness& s, int64_t index, const float* row, int64_t step) {
   const PolicySettings& policy = s.policy;
   PoolEntry* entry = s.entries + index;
-  const int64_t k = entry->held_steps + 1;
   const int64_t cycle = step - entry->live_step;
   const bool slept = entry->wake_step > 0;
+  // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
+  const bool is_counted = policy.skips || !slept || !entry->is_skipped;
+  const int64_t k = is_counted ? entry->held_steps + 1 : entry->period;
   ++entry->num_updates;
   entry->live_step = step;
   entry->held_steps = 0;
   entry->wake_step = 0;
   const int64_t num_judged = policy.skips && entry->is_skipped ? policy.probe : policy.window;
+  const int64_t period = entry->period;
   int64_t num_batches = 0;
   if (entry->window_updates >= num_judged) {
     num_batches = Judge(s, entry, row, s.snapshot(index), s.path(index));
   }
   if (!policy.skips) num_batches = entry->period - 1;
   if (num_batches > 0) {
-    entry->wake_step = step + 1 + SleepSteps(num_batches, cycle, k, policy.max_age);
+    int64_t sleep = SleepSteps(num_batches, cycle, k, policy.max_age);
+    if (!policy.skips && entry->period != period) {
+      // Rows that became popular together would otherwise be updated together, all in one step and
+      // none in those between.
+      sleep -= (step + 1 + sleep + index) % (sleep + 1);
+    }
+    if (sleep > 0) entry->wake_step = step + 1 + sleep;
   }
   return (entry->wake_step > 0) - slept;
 }

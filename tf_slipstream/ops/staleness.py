@@ -257,6 +257,10 @@ def _judge_popular(state, row_states, before, after, grads, step):
     _, snapshot, path = _gather_floats(state, index)
     path = _measured(policy, before, after, grads, snapshot, path)
     cycle, k = step - entries.live_step, entries.held_steps + 1
+    if not skips:
+        # The batches of a skipped sleep are not counted; it was made for a period.
+        is_counted = (entries.wake_step == 0) | (entries.is_skipped == 0)
+        k = tf.where(is_counted, k, entries.period)
     num_updates, window_updates = entries.num_updates + 1, entries.window_updates + 1
     num_judged = tf.where((entries.is_skipped != 0) & skips, policy.probe, policy.window)
     is_judged = window_updates >= tf.cast(num_judged, tf.int64)
@@ -280,7 +284,11 @@ def _judge_popular(state, row_states, before, after, grads, step):
     if not skips:
         num_batches = period - 1
     sleep = tf.minimum(tf.constant(policy.max_age, tf.int64), (num_batches * cycle + k - 1) // k)
-    wake_step = tf.where(num_batches > 0, step + 1 + sleep, zero)
+    if not skips:
+        # Rows that became popular together would otherwise be updated together.
+        shorter = sleep - (step + 1 + sleep + tf.cast(index, tf.int64)) % (sleep + 1)
+        sleep = tf.where(period != entries.period, shorter, sleep)
+    wake_step = tf.where((num_batches > 0) & (sleep > 0), step + 1 + sleep, zero)
     new = _Entries(
         row=entries.row,
         wake_step=wake_step,
@@ -306,7 +314,8 @@ def _count(state, ids, row_states, after, step):
     policy = state.policy
     num_updates = tf.where(row_states == tf.int32.max, row_states, row_states + 1)
     num_entries = tf.cast(_read_policy(state).num_entries, tf.int64)
-    is_candidate = (num_updates >= policy.min_updates) & (step > policy.warm_up)
+    has_enough = tf.cast(num_updates, tf.int64) >= policy.min_updates
+    is_candidate = has_enough & (step > policy.warm_up)
     place = num_entries + tf.cumsum(tf.cast(is_candidate, tf.int64), exclusive=True)
     is_promoted = is_candidate & (place < state.pool_ints.shape[0])
     states = tf.where(is_promoted, tf.cast(-1 - place, tf.int32), num_updates)
@@ -345,7 +354,9 @@ def _drift(state, rows, snapshot, path, window_updates, period):
     path = tf.cast(path[:, 0], tf.float64)
     squared = tf.cast(tf.reduce_sum(tf.square(net), axis=1), tf.float64)
     if metric == "coherence":
-        base = tf.pow(tf.constant(state.correlation, tf.float64), tf.cast(period, tf.float64))
+        # Of one update with the one before: so many batches apart.
+        distance = tf.ones_like(period) if state.policy.on_stale == "skip" else period
+        base = tf.pow(tf.constant(state.correlation, tf.float64), tf.cast(distance, tf.float64))
         noise = _noise_coherence(window_updates, base)
         return tf.math.divide_no_nan(squared, path * noise)
     if metric == "relative_l2":

@@ -1,0 +1,303 @@
+"""The oracle of the policy's tests: a table whose rows sleep, as docs/policy.md has it.
+
+In float64 and plain Python, row by row, so that every line can be held against that page; it
+imports nothing of the product. Numbers in comments are those of the page's list.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tests.policy.drift import drift
+from tests.policy.held_sums import correlation, held_update
+from tests.reference import RULES, summed_rows
+
+MAX_COUNT = 2**31 - 1
+INT_FIELDS = (
+    "row",
+    "wake_step",
+    "live_step",
+    "num_updates",
+    "held_steps",
+    "period",
+    "window_updates",
+    "is_skipped",
+)
+
+
+@dataclasses.dataclass
+class Entry:
+    """A popular row."""
+
+    row: int
+    live_step: int
+    num_updates: int
+    period: int
+    held: np.ndarray
+    snapshot: np.ndarray
+    wake_step: int = 0
+    held_steps: int = 0
+    window_updates: int = 0
+    is_skipped: int = 0
+    path: float = 0.0
+
+
+class PolicyTable:
+    """A table with its optimizer state and its policy's, trained one step at a time.
+
+    Args:
+        values: Floats `[num_rows, dim]`, copied.
+        rule: A key of `RULES`.
+        policy: An object with the fields of a `StalenessPolicy`.
+        weight_decay: Share of a row, times the learning rate, that each batch takes off.
+        clipvalue: Bound on each element of a summed gradient, or None.
+        **hyperparameters: Fields of the rule.
+
+    Attributes:
+        values, slots, last_step, step_number: As in `ReferenceTable`.
+        counts: Int64 `[num_rows]`, the batches that looked a row up before it was popular.
+        pool: The `Entry` of each popular row, in the order in which they became popular.
+        woken_at, learning_rate, threshold, strictness, control_lookups, control_stale: As in
+            `policy_state`.
+        counters: Dict from the names in `SkipStats` to counts.
+        closest_call: The smallest distance of a drift from what it was compared with, as a share
+            of that. What rounds may judge otherwise where it is small.
+        num_at_rest, num_moving: Judgements so far, by what they found.
+    """
+
+    def __init__(
+        self, values, rule, policy, *, weight_decay=0.0, clipvalue=None, **hyperparameters
+    ):
+        self.values = np.array(values, np.float64)
+        num_rows, dim = self.values.shape
+        self.rule = RULES[rule](**hyperparameters)
+        self.policy = policy
+        self.weight_decay, self.clipvalue = weight_decay, clipvalue
+        self.slots = {
+            name: np.array([slot] * num_rows, np.float64)
+            for name, slot in self.rule.initial_slots(dim).items()
+        }
+        self.last_step = np.zeros(num_rows, np.int64)
+        self.counts = np.zeros(num_rows, np.int64)
+        self.step_number = 0
+        self.pool, self._entries = [], {}
+        self.capacity = min(num_rows, max(4096, math.ceil(policy.popular_share * num_rows)))
+        self.woken_at, self.learning_rate, self.strictness = 0, 0.0, 1.0
+        is_found = policy.threshold is None
+        self.threshold = float(policy.max_threshold if is_found else policy.threshold)
+        self.control_lookups = self.control_stale = 0
+        kinds = ("", "_skipped", "_deferred")
+        names = [f"num{kind}_{what}" for what in ("lookups", "row_updates") for kind in kinds]
+        self.counters = dict.fromkeys(names, 0)
+        self.closest_call = math.inf
+        self.num_at_rest = self.num_moving = 0
+
+    @property
+    def num_sleeping(self):
+        return sum(entry.wake_step > 0 for entry in self.pool)
+
+    def step(self, ids, grads, learning_rate):
+        """Does a step with gradients `[num_lookups, dim]` of `ids` `[num_lookups]`."""
+        ids, learning_rate = np.asarray(ids, np.int64), float(learning_rate)
+        self.step_number += 1
+        t, every = self.step_number, self.policy.refresh_every
+        if self.learning_rate == 0:  # 1
+            self.learning_rate = learning_rate
+        elif not 0.8 * self.learning_rate <= learning_rate <= 1.25 * self.learning_rate:
+            self.learning_rate, self.woken_at = learning_rate, t
+        is_refresh = every > 0 and t % every == 0
+        if is_refresh:  # 2
+            self.woken_at = t
+        for row, grad in zip(*summed_rows(ids, grads), strict=True):
+            if self.clipvalue is not None:
+                grad = np.clip(grad, -self.clipvalue, self.clipvalue)
+            self._look_up(int(row), grad, np.count_nonzero(ids == row), learning_rate)
+        if is_refresh:
+            self._apply_held(learning_rate)
+        if self.policy.threshold is None:
+            self._control_threshold()
+
+    def wake_all(self, learning_rate):
+        """Applies all that is held, and ends every sleep."""
+        self.woken_at = self.step_number
+        self._apply_held(learning_rate)
+
+    def entry_of(self, row):
+        """Returns the `Entry` of a row, or None."""
+        return self._entries.get(row)
+
+    def is_asleep(self, entry):
+        """Whether a row sleeps in step `step_number`."""
+        return self.step_number < entry.wake_step and entry.live_step >= self.woken_at
+
+    def _look_up(self, row, grad, num_lookups, learning_rate):
+        entry = self.entry_of(row)
+        self._count("", num_lookups)
+        if entry is None:
+            self._update_live(row, grad, learning_rate)
+        elif not self.is_asleep(entry):
+            self._update_popular(entry, grad, learning_rate)
+        elif entry.is_skipped:  # 3
+            self._count("_skipped", num_lookups)
+        else:  # 4
+            entry.held = entry.held + grad
+            entry.held_steps += 1
+            entry.num_updates += 1
+            self._count("_deferred", num_lookups)
+
+    def _count(self, kind, num_lookups):
+        self.counters[f"num{kind}_lookups"] += num_lookups
+        self.counters[f"num{kind}_row_updates"] += 1
+        if self.policy.threshold is None:
+            self.control_lookups += 0 if kind else num_lookups
+            self.control_stale += num_lookups if kind else 0
+
+    def _update_live(self, row, grad, learning_rate):  # 5
+        self._update_row(row, grad, 1, learning_rate)
+        self.counts[row] = min(self.counts[row] + 1, MAX_COUNT)
+        is_popular = self.counts[row] >= self.policy.min_updates
+        if is_popular and self.step_number > self.policy.warm_up and len(self.pool) < self.capacity:
+            self._entries[row] = Entry(
+                row=row,
+                live_step=self.step_number,
+                num_updates=int(self.counts[row]),
+                period=self.policy.first_sleep if self.policy.on_stale == "skip" else 1,
+                held=np.zeros_like(self.values[row]),
+                snapshot=self.values[row].copy(),
+            )
+            self.pool.append(self._entries[row])
+
+    def _update_popular(self, entry, grad, learning_rate):  # 6
+        total, num_batches = entry.held + grad, entry.held_steps + 1
+        num_in_cycle = num_batches
+        if self.policy.on_stale == "defer" and entry.wake_step > 0 and entry.is_skipped:
+            num_in_cycle = entry.period
+        cycle = self.step_number - entry.live_step
+        entry.num_updates += 1
+        self._apply(entry, total, num_batches, learning_rate)
+        policy = self.policy
+        num_judged = policy.window
+        if policy.on_stale == "skip" and entry.is_skipped:
+            num_judged = policy.probe
+        num_sleeps, period = 0, entry.period  # of batches
+        if entry.window_updates >= num_judged:
+            num_sleeps = self._judge(entry)
+        if policy.on_stale == "defer":
+            num_sleeps = entry.period - 1
+        if num_sleeps > 0:
+            num_steps = min(-(-num_sleeps * cycle // num_in_cycle), policy.max_age)  # rounded up
+            if policy.on_stale == "defer" and entry.period != period:
+                end = self.step_number + 1 + num_steps + self.pool.index(entry)
+                num_steps -= end % (num_steps + 1)
+            if num_steps > 0:
+                entry.wake_step = self.step_number + 1 + num_steps
+
+    def _apply(self, entry, total, num_batches, learning_rate):
+        before = self.values[entry.row].copy()
+        self._update_row(entry.row, total, num_batches, learning_rate)
+        entry.window_updates += 1
+        entry.live_step = self.step_number
+        entry.held = np.zeros_like(entry.held)
+        entry.held_steps = entry.wake_step = 0
+        if self.policy.drift_metric == "coherence":
+            entry.path += float(np.sum((self.values[entry.row] - before) ** 2))
+        elif self.policy.drift_metric == "loss":
+            entry.path -= float(np.dot(total, before - entry.snapshot))
+
+    def _apply_held(self, learning_rate):  # 7
+        for entry in self.pool:
+            if entry.held_steps > 0:
+                self._apply(entry, entry.held, entry.held_steps, learning_rate)
+            entry.wake_step = 0
+
+    def _control_threshold(self):  # 8
+        if self.step_number % 100 or self.control_lookups == 0:
+            return
+        share, target = self.control_stale / self.control_lookups, self.policy.target_skip
+        self._compare(share, target)
+        threshold = self.threshold * 1.25 if share < target else self.threshold / 1.25
+        most = self.policy.max_threshold
+        self.threshold = min(max(threshold, most / 1000), most)
+        self.control_lookups = self.control_stale = 0
+
+    def _judge(self, entry):
+        """Returns for how many batches the row sleeps under "skip"."""
+        policy = self.policy
+        moved = drift(
+            policy.drift_metric,
+            self.values[entry.row],
+            entry.snapshot,
+            entry.path,
+            entry.window_updates,
+            correlation(self.rule) ** (1 if policy.on_stale == "skip" else entry.period),
+        )
+        is_at_rest = self._compare(moved, self.threshold * self.strictness)
+        longest = min(
+            math.floor(policy.max_sleep * self.strictness),
+            entry.num_updates // policy.updates_per_sleep,
+        )
+        longest = max(1, longest)
+        num_sleeps = 0
+        self.num_at_rest += is_at_rest
+        self.num_moving += not is_at_rest
+        if policy.on_stale == "skip":
+            entry.is_skipped = int(is_at_rest)
+            if is_at_rest:
+                num_sleeps = min(entry.period, longest)
+                entry.period = min(2 * entry.period, policy.max_sleep)
+            else:
+                entry.period = policy.first_sleep
+        else:
+            is_skipped = policy.skip_below > 0 and self._compare(moved, policy.skip_below)
+            entry.is_skipped = int(is_skipped)
+            if is_at_rest:
+                entry.period = min(max(2 * entry.period, policy.first_sleep), longest)
+            else:
+                entry.period = max(1, entry.period // 2)
+        entry.snapshot = self.values[entry.row].copy()
+        entry.path, entry.window_updates = 0.0, 0
+        return num_sleeps
+
+    def _compare(self, value, limit):
+        """Whether a value is at most a limit."""
+        gap = abs(value - limit) / limit if limit > 0 else math.inf
+        self.closest_call = min(self.closest_call, gap)
+        return bool(value <= limit)
+
+    def _update_row(self, row, total, num_batches, learning_rate):
+        slots = {name: slot[row] for name, slot in self.slots.items()}
+        if self.last_step[row] > 0:
+            num_missed = int(self.step_number - self.last_step[row]) - num_batches
+            for name, decay in self.rule.missed_step_decays().items():
+                slots[name] = slots[name] * decay**num_missed
+        value = self.values[row] * (1 - learning_rate * self.weight_decay) ** num_batches
+        value, slots = held_update(
+            self.rule, value, slots, total, num_batches, learning_rate, self.step_number
+        )
+        self.values[row] = value
+        for name, slot in slots.items():
+            self.slots[name][row] = slot
+        self.last_step[row] = self.step_number
+
+    def arrays(self):
+        """Returns the variables of docs/policy.md as a dict of arrays, all in 64 bits."""
+        num_rows, dim = self.values.shape
+        row_states = self.counts.copy()
+        pool_ints = np.zeros([self.capacity, len(INT_FIELDS)], np.int64)
+        pool_floats = np.zeros([self.capacity, 2 * dim + 1])
+        for number, entry in enumerate(self.pool):
+            row_states[entry.row] = -1 - number
+            pool_ints[number] = [getattr(entry, field) for field in INT_FIELDS]
+            pool_floats[number] = [*entry.held, *entry.snapshot, entry.path]
+        state = [len(self.pool), self.num_sleeping, self.woken_at, self.learning_rate]
+        state += [self.threshold, self.strictness, self.control_lookups, self.control_stale]
+        return {
+            "table": self.values,
+            "last_steps": self.last_step,
+            "row_states": row_states,
+            "pool_ints": pool_ints,
+            "pool_floats": pool_floats,
+            "policy_state": np.array(state, np.float64),
+            "counters": np.array([*self.counters.values(), 0, 0], np.int64),
+        } | {f"slot {name}": slot.reshape(num_rows, -1) for name, slot in self.slots.items()}

@@ -1,0 +1,163 @@
+"""Checks every variable of a table after every step against the oracle, on random streams."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.ops.tables import changed, native_or_fallback_ops
+from tests.policy.training import (
+    METRICS,
+    RULES,
+    Product,
+    Stream,
+    assert_matches,
+    drawn_policies,
+    oracle_of,
+    policies,
+    streams,
+)
+
+# A drift this close to its limit, as a share of it, may be judged otherwise in float32.
+MARGIN = 1e-3
+# Values are around 1; a step rounds some 30 times, and what 40 of them round adds up.
+TOLERANCE = 40 * 30 * np.finfo("float32").eps
+
+
+def follow(name, policy, stream, *, native=True, events=None, **options):
+    """Trains product and oracle together and compares them after every step.
+
+    Args:
+        name: A key of `RULES`.
+        policy, stream: What to train.
+        native: Whether with the native ops.
+        events: Dict from a step number to what comes after that step: "wake_all", or a number,
+            the new strictness.
+        **options: `weight_decay` and `clipvalue`.
+
+    Returns:
+        The oracle.
+    """
+    # First the oracle alone: a stream that it might judge otherwise costs no more than that.
+    oracle = oracle_of(stream.values(), name, policy, **options)
+    for number, batch in enumerate(stream.steps(), start=1):
+        oracle.step(*batch)
+        happen((events or {}).get(number), oracle, batch[2])
+    assume(oracle.closest_call > MARGIN)
+    oracle = oracle_of(stream.values(), name, policy, **options)
+    with native_or_fallback_ops(native):
+        product = Product(stream.values(), name, policy, **options)
+        for number, batch in enumerate(stream.steps(), start=1):
+            for one in (product, oracle):
+                one.step(*batch)
+                happen((events or {}).get(number), one, batch[2])
+            try:
+                assert_matches(product.arrays(), oracle, TOLERANCE)
+            except AssertionError as error:
+                raise AssertionError(f"after step {number}: {error}") from None
+    marked = changed(product.state.changed_rows.numpy(), len(stream.shares))
+    np.testing.assert_array_equal(marked, oracle.last_step > 0)
+    stats = product.optimizer.skip_stats()["user"]
+    assert {field: getattr(stats, field) for field in oracle.counters} == oracle.counters
+    assert stats.num_stale_rows == oracle.num_sleeping
+    return oracle
+
+
+def happen(event, one, learning_rate):
+    """Does what comes between two steps to a `Product` or a `PolicyTable`."""
+    if event == "wake_all" and isinstance(one, Product):
+        one.optimizer.wake_all()
+    elif event == "wake_all":
+        one.wake_all(learning_rate)
+    elif event is not None and isinstance(one, Product):
+        one.optimizer.set_strictness(event)
+    elif event is not None:
+        one.strictness = event
+
+
+step_numbers = st.integers(1, 39)
+drawn_events = st.dictionaries(
+    step_numbers, st.sampled_from(["wake_all", 0.5, 0.0625, 1.0]), max_size=3
+)
+drawn_options = st.fixed_dictionaries(
+    {
+        "weight_decay": st.sampled_from([None, None, 0.125]),
+        "clipvalue": st.sampled_from([None, None, 0.5]),
+    }
+)
+
+
+def without_none(options):
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", RULES)
+@hypothesis_settings(max_examples=5)
+@given(policy=drawn_policies(), stream=streams(), events=drawn_events, options=drawn_options)
+def test_native_steps_match_the_oracle(name, policy, stream, events, options):
+    follow(name, policy, stream, events=events, **without_none(options))
+
+
+@hypothesis_settings(max_examples=6)
+@given(
+    name=st.sampled_from(sorted(RULES)),
+    policy=drawn_policies(),
+    stream=streams(),
+    events=drawn_events,
+    options=drawn_options,
+)
+def test_fallback_steps_match_the_oracle(name, policy, stream, events, options):
+    follow(name, policy, stream, native=False, events=events, **without_none(options))
+
+
+# Thresholds between the drifts of rows that are pulled and of rows that are not.
+THRESHOLDS = {"coherence": 1.0, "relative_l2": 0.1, "l2": 0.2, "mean_abs": 0.0625, "loss": 0.02}
+
+
+@pytest.mark.parametrize(
+    "on_stale, native", [("defer", True), ("skip", True), ("defer", False)], ids=str
+)
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_finds_rows_at_rest_and_rows_that_move(metric, on_stale, native):
+    policy = policies(
+        drift_metric=metric, threshold=THRESHOLDS[metric], on_stale=on_stale, updates_per_sleep=1
+    )
+    oracle = follow("adam", policy, sure_stream("adam", policy), native=native)
+    assert oracle.num_at_rest >= 5 and oracle.num_moving >= 5
+    kind = {"defer": "deferred", "skip": "skipped"}[on_stale]
+    assert oracle.counters[f"num_{kind}_row_updates"] >= 5
+
+
+def sure_stream(name, policy, **fields):
+    """Returns a stream whose judgements are all sure."""
+    for seed in range(50):
+        stream = Stream(seed=seed, **fields)
+        oracle = oracle_of(stream.values(), name, policy)
+        for batch in stream.steps():
+            oracle.step(*batch)
+        if oracle.closest_call > MARGIN:
+            return stream
+    raise AssertionError("no stream is sure")
+
+
+@pytest.mark.parametrize("name, skip_below", [("sgd", 0.25), ("adam", 0.125)])
+def test_a_row_at_true_rest_is_skipped_instead_of_deferred(name, skip_below):
+    policy = policies(drift_metric="l2", threshold=1e6, skip_below=skip_below)
+    stream = sure_stream(name, policy, pull=0.0)
+    oracle = follow(name, policy, stream)
+    assert oracle.counters["num_skipped_row_updates"] >= 5
+    assert oracle.counters["num_deferred_row_updates"] >= 5
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
+def test_a_threshold_that_is_found_follows_the_oracle(native):
+    policy = policies(threshold=None, target_skip=0.3, max_threshold=1.5)
+    stream = sure_stream("adagrad", policy, num_steps=330)
+    oracle = oracle_of(stream.values(), "adagrad", policy)
+    thresholds = []
+    for batch in stream.steps():
+        oracle.step(*batch)
+        thresholds.append(oracle.threshold)
+    assert len(set(thresholds)) >= 2
+    follow("adagrad", policy, stream, native=native)

@@ -1,0 +1,155 @@
+"""The end of `fit`, saving and exporting apply what is held."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.models import click_data, click_model, embedding_of, fit, random_table
+from tests.policy.test_saving import train_some
+from tests.policy.training import inner_of, policies
+from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _keras
+from tf_slipstream._keras import IS_KERAS_3, keras
+
+IDS = np.array([[0, 1, 2], [9, 8, 7], [3, 3, 4], [5, 6, 0]])
+
+
+def make_model(table=None, policy=None, name="sgd"):
+    table = random_table() if table is None else table
+    policy = policy or policies(drift_metric="l2", threshold=1e30, max_sleep=64)
+    optimizer = SlipstreamOptimizer(inner_of(name), policy=policy)
+    return click_model(embedding_of(table, name="user"), optimizer)
+
+
+def held(model):
+    """Returns how many batches the rows of a model's table hold."""
+    return int(model.optimizer.tables["user"].pool_ints.numpy()[:, 4].sum())
+
+
+def half_trained_model():
+    """Returns a model that holds gradients, and a copy of its table once they are applied."""
+    made = []
+    for _ in range(2):
+        model = make_model()
+        train_some(model, 40, seed=1)
+        assert held(model) > 0
+        made.append(model)
+    model, twin = made
+    before = np.array(model.layers[1].get_weights()[0])
+    twin.optimizer.wake_all()
+    applied = np.array(twin.layers[1].get_weights()[0])
+    assert (before != applied).any()
+    return model, applied
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5"])
+def test_saved_weights_are_those_with_all_that_is_held(suffix, tmp_path):
+    model, applied = half_trained_model()
+    model.save_weights(str(tmp_path / f"model{suffix}"))
+    other = make_model(random_table(seed=9))
+    other.load_weights(str(tmp_path / f"model{suffix}"))
+    np.testing.assert_array_equal(other.layers[1].get_weights()[0], applied)
+
+
+# Not .h5: tf_keras cannot save any model of ours so, and Keras 3 asks no layer before it does.
+@pytest.mark.parametrize("suffix", [".keras"])
+def test_a_saved_model_has_all_that_was_held(suffix, tmp_path):
+    model, applied = half_trained_model()
+    model.save(str(tmp_path / f"model{suffix}"))
+    loaded = keras.models.load_model(str(tmp_path / f"model{suffix}"))
+    np.testing.assert_array_equal(loaded.layers[1].get_weights()[0], applied)
+    np.testing.assert_array_equal(model.layers[1].get_weights()[0], applied)
+    assert held(model) == 0
+
+
+@pytest.mark.parametrize("how", ["model.export", "tf.saved_model.save"])
+def test_an_exported_model_has_all_that_was_held(how, tmp_path):
+    model, applied = half_trained_model()
+    folder = str(tmp_path / "model")
+    if how == "model.export":
+        model.export(folder)
+        exported = tf.saved_model.load(folder)
+        served = exported.serve(tf.constant(IDS))
+    else:
+        tf.saved_model.save(model, folder)
+        exported = tf.saved_model.load(folder)
+        (served,) = exported.signatures["serving_default"](tf.constant(IDS)).values()
+    np.testing.assert_allclose(served, outputs_with(model, applied), rtol=1e-6)
+
+
+def outputs_with(model, table):
+    """Returns what a model of this dense part and this table makes of `IDS`."""
+    other = make_model(table)
+    other.layers[-1].set_weights(model.layers[-1].get_weights())
+    return np.array(other(tf.constant(IDS)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_after_fit_nothing_is_held(name):
+    model = make_model(name=name)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs=None: seen.append(held(model))
+    )
+    fit(model, click_data(16 * 40), epochs=2, callbacks=[watch])
+    assert max(seen) > 0 and held(model) == 0
+    stats = model.optimizer.skip_stats()["user"]
+    assert stats.num_deferred_lookups > 0 and stats.num_stale_rows == 0
+
+
+@pytest.mark.skipif(not IS_KERAS_3, reason="tf_keras's model checkpoints are tested by saving")
+def test_a_model_checkpoint_within_fit_has_all_that_was_held(tmp_path):
+    model, applied = make_model(), []
+    path = str(tmp_path / "{epoch}.weights.h5")
+    save = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    copy = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs=None: applied.append(
+            (held(model), model.layers[1].get_weights()[0])
+        )
+    )
+    fit(model, click_data(16 * 31), epochs=2, callbacks=[save, copy])
+    for epoch, (num_held, table) in enumerate(applied, start=1):
+        assert num_held == 0  # applied before it was saved
+        other = make_model(random_table(seed=9))
+        other.load_weights(str(tmp_path / f"{epoch}.weights.h5"))
+        np.testing.assert_array_equal(other.layers[1].get_weights()[0], table)
+
+
+def test_a_model_of_several_tables_is_flushed_whole(tmp_path):
+    inputs = keras.Input([2], dtype="int64")
+    layers = [SlipstreamEmbedding(10, 2, name=name) for name in ("user", "item")]
+    rows = [layer(inputs[:, number]) for number, layer in enumerate(layers)]
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(rows)))
+    policy = policies(drift_metric="l2", threshold=1e30)
+    model.compile(SlipstreamOptimizer(inner_of("adam"), policy=policy), loss="mse")
+    ids, labels = click_data(16 * 40)
+    for start in range(0, len(ids), 16):
+        model.train_on_batch(ids[start : start + 16, :2], labels[start : start + 16])
+    tables = model.optimizer.tables.values()
+    assert all(state.pool_ints.numpy()[:, 4].any() for state in tables)
+    model.save(str(tmp_path / "model.keras"))
+    assert not any(state.pool_ints.numpy()[:, 4].any() for state in tables)
+
+
+class TestForward:
+    """Reading rows is no reason to wake them."""
+
+    def test_a_call_between_steps_changes_nothing(self):
+        model = make_model()
+        train_some(model, 40, seed=1)
+        num_held, table = held(model), np.array(model.layers[1].get_weights()[0])
+        assert num_held > 0
+        model(tf.constant(IDS))
+        model.predict(IDS, verbose=0)
+        assert held(model) == num_held
+        np.testing.assert_array_equal(model.layers[1].get_weights()[0], table)
+
+    def test_rows_sleep_in_an_eager_loop_too(self):
+        layer = embedding_of(random_table(), name="user")
+        policy = policies(drift_metric="l2", threshold=1e30)
+        optimizer = SlipstreamOptimizer(inner_of("sgd"), policy=policy)
+        table = _keras.tf_variable(layer.embeddings)
+        for _ in range(30):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(tf.constant([0, 1, 2])) ** 2)
+            optimizer.apply_gradients([(tape.gradient(loss, table), layer.embeddings)])
+        assert optimizer.skip_stats()["user"].num_deferred_lookups > 30
