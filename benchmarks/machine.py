@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import time
 
 
 def describe(packages=("tensorflow", "keras", "tf_keras", "tf-slipstream", "numpy")):
@@ -23,6 +24,26 @@ def describe(packages=("tensorflow", "keras", "tf_keras", "tf-slipstream", "nump
         "versions": versions,
         "load_average": os.getloadavg()[0],
     }
+
+
+def available_memory():
+    """Returns the bytes that programs can still get."""
+    return int(_field("/proc/meminfo", "MemAvailable").split()[0]) * 1024
+
+
+def wait_until_idle(max_seconds, share=0.9):
+    """Waits until the cores were idle for `share` of a second, or `max_seconds` are over."""
+    end = time.monotonic() + max_seconds
+    while time.monotonic() < end:
+        before = _cpu_times()
+        time.sleep(1.0)
+        spent = [after - first for first, after in zip(before, _cpu_times())]
+        if spent[3] > share * sum(spent):  # user, nice, system, idle, ...
+            return
+
+
+def _cpu_times():
+    return [int(ticks) for ticks in _read("/proc/stat").splitlines()[0].split()[1:9]]
 
 
 def _read(path):

@@ -1,7 +1,11 @@
-"""The embedding step of a TensorFlow subject: ours, Keras 3's, or tf_keras's legacy optimizers.
+"""The embedding step of a TensorFlow subject: ours, or that of either Keras.
 
-python benchmarks/subjects/tensorflow_step.py --subject keras3 --rule adam --rows 1000000 --dim
-32
+    slipstream        SlipstreamEmbedding, SlipstreamOptimizer around a Keras 3 optimizer
+    keras3            keras.layers.Embedding, a Keras 3 optimizer
+    tf_keras          tf_keras.layers.Embedding, a tf_keras optimizer
+    tf_keras_legacy   tf.nn.embedding_lookup, a legacy tf_keras optimizer: TensorFlow's fastest way
+
+Lookup, gradient and update are one `tf.function`.
 """
 
 import os
@@ -10,107 +14,138 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 
-import numpy as np
+import equations
 import tensorflow as tf
 import workload
 
-RULES = {
-    "sgd": ("SGD", {}),
-    "adagrad": ("Adagrad", {}),
-    "adam": ("Adam", {}),
-    "row_wise_adagrad": ("RowWiseAdagrad", {}),
+OPTIMIZERS = {
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+    "adam": "Adam",
+    "row_wise_adagrad": "RowWiseAdagrad",
 }
-LEARNING_RATE = 0.01
 
 
-def slipstream(args):
-    import keras
+class TensorFlowStep:
+    """Lookup, gradient and update of all tables as one `tf.function`.
 
-    import tf_slipstream
+    Subclasses set `convention` and, in `build`, `self.variables` (what the optimizer takes),
+    `self.lookups` (a callable per table, from ids to rows) and `self.optimizer`.
+    """
 
-    name, options = RULES[args.rule]
-    make = getattr(keras.optimizers, name, None) or getattr(tf_slipstream, name)
-    layer = tf_slipstream.SlipstreamEmbedding(args.rows, args.dim, policy=None)
-    layer.build()
-    inner = make(LEARNING_RATE, **options)
-    return layer.embeddings.value, layer, tf_slipstream.SlipstreamOptimizer(inner)
+    convention = equations.Convention(epsilon_under_root=True)
+    combines = False
 
+    def __init__(self, args):
+        tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+        self.args = args
+        self.build(args)
+        self.compiled = tf.function(self._step)
 
-def keras3(args):
-    import keras
+    def set_upstream(self, upstream):
+        self.upstream = [tf.constant(table) for table in upstream]
 
-    name, options = RULES[args.rule]
-    layer = keras.layers.Embedding(args.rows, args.dim)
-    layer.build()
-    return layer.embeddings.value, layer, getattr(keras.optimizers, name)(LEARNING_RATE, **options)
+    def prepare(self, ids):
+        # A combiner takes [num_bags, bag]; without bags the last axis would be an idle sum.
+        return [tf.constant(t if self.args.bag > 1 else t[:, 0]) for t in ids]
 
+    def step(self, batch):
+        return self.compiled(batch).numpy()
 
-def tf_keras_legacy(args):
-    import tf_keras
+    def tables(self):
+        return [as_tf_variable(variable).numpy() for variable in self.variables]
 
-    name, options = RULES[args.rule]
-    table = tf.Variable(tf.random.uniform([args.rows, args.dim], -0.05, 0.05))
-    optimizer = getattr(tf_keras.optimizers.legacy, name)(LEARNING_RATE, **options)
-    return table, lambda ids: tf.nn.embedding_lookup(table, ids), optimizer
-
-
-SUBJECTS = {"slipstream": slipstream, "keras3": keras3, "tf_keras_legacy": tf_keras_legacy}
-
-
-def make_step(make_subject, args, upstream):
-    """Returns the table, and lookup + gradient + update as one `tf.function`."""
-    table, lookup, optimizer = make_subject(args)
-    variables = getattr(lookup, "trainable_variables", [table])
-
-    @tf.function
-    def step(ids):
+    def _step(self, batch):
+        tables = [as_tf_variable(variable) for variable in self.variables]
         with tf.GradientTape() as tape:
-            rows = lookup(ids)
-        grads = tape.gradient(rows, [table], output_gradients=upstream)
-        optimizer.apply_gradients(zip(grads, variables))
-        return rows[0, 0]
+            vectors = [self._vectors(lookup, ids) for lookup, ids in zip(self.lookups, batch)]
+        grads = tape.gradient(vectors, tables, output_gradients=self.upstream)
+        self.optimizer.apply_gradients(zip(grads, self.variables))
+        # Of every output, or TensorFlow would leave the lookups out.
+        return tf.stack([vector[0, 0] for vector in vectors])
 
-    return table, step
-
-
-def check(make_subject, args):
-    """Fails unless one step on a small table, with distinct ids, is right."""
-    small = type(args)(**(vars(args) | {"rows": 50, "dim": 4, "lookups": 20}))
-    rng = np.random.default_rng(3)
-    ids = rng.permutation(50)[:20]
-    upstream = rng.standard_normal((20, 4)).astype(np.float32)
-    table, step = make_step(make_subject, small, tf.constant(upstream))
-    expected = table.numpy().astype(np.float64)
-    step(tf.constant(ids))
-    squared = upstream.astype(np.float64) ** 2
-    expected[ids] -= (
-        LEARNING_RATE
-        * upstream
-        * {
-            "sgd": 1.0,
-            "adagrad": 1 / np.sqrt(0.1 + squared),
-            "adam": 1 / np.sqrt(squared),
-            "row_wise_adagrad": 1 / np.sqrt(0.1 + squared.mean(axis=1, keepdims=True)),
-        }[args.rule]
-    )
-    np.testing.assert_allclose(table.numpy(), expected, rtol=1e-4, atol=1e-5)
+    def _vectors(self, lookup, ids):
+        rows = lookup(ids)
+        return rows if self.combines or self.args.bag == 1 else tf.reduce_sum(rows, axis=1)
 
 
-def main():
-    name = sys.argv[sys.argv.index("--subject") + 1]
-    at = sys.argv.index("--subject")
-    del sys.argv[at : at + 2]
-    args = workload.arguments()
-    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
-    check(SUBJECTS[name], args)
-    batches = [tf.constant(ids) for ids in workload.id_batches(args)]
-    upstream = tf.constant(workload.upstream_gradient(args))
-    memory_before = workload.peak_memory()
-    _, step = make_step(SUBJECTS[name], args, upstream)
-    seconds = workload.measure(args, lambda ids: step(ids).numpy(), batches)
-    workload.report(args, seconds, subject=name, memory_before=memory_before)
+class Slipstream(TensorFlowStep):
+    def build(self, args):
+        import keras
 
+        import tf_slipstream
+
+        self.combines = args.bag > 1
+        combiner = "sum" if self.combines else None
+        self.lookups = [
+            tf_slipstream.SlipstreamEmbedding(rows, args.dim, combiner=combiner, policy=None)
+            for rows in args.cardinalities
+        ]
+        self.variables = build_layers(self.lookups)
+        name = OPTIMIZERS[args.rule]
+        make = getattr(keras.optimizers, name, None) or getattr(tf_slipstream, name)
+        self.optimizer = tf_slipstream.SlipstreamOptimizer(make(equations.LEARNING_RATE))
+
+
+class Keras3(TensorFlowStep):
+    convention = equations.Convention(epsilon_under_root=True, sums_repeats=False)
+
+    def build(self, args):
+        import keras
+
+        self.lookups = [keras.layers.Embedding(rows, args.dim) for rows in args.cardinalities]
+        self.variables = build_layers(self.lookups)
+        make = getattr(keras.optimizers, OPTIMIZERS[args.rule])
+        self.optimizer = make(equations.LEARNING_RATE)
+
+
+class TfKeras(TensorFlowStep):
+    def build(self, args):
+        import tf_keras
+
+        self.lookups = [tf_keras.layers.Embedding(rows, args.dim) for rows in args.cardinalities]
+        self.variables = build_layers(self.lookups)
+        make = getattr(tf_keras.optimizers, OPTIMIZERS[args.rule])
+        self.optimizer = make(equations.LEARNING_RATE)
+
+
+class TfKerasLegacy(TensorFlowStep):
+    convention = equations.Convention()
+
+    def build(self, args):
+        import tf_keras
+
+        self.variables = [
+            tf.Variable(tf.random.uniform([rows, args.dim], -0.05, 0.05))
+            for rows in args.cardinalities
+        ]
+        self.lookups = [
+            lambda ids, table=table: tf.nn.embedding_lookup(table, ids) for table in self.variables
+        ]
+        make = getattr(tf_keras.optimizers.legacy, OPTIMIZERS[args.rule])
+        self.optimizer = make(equations.LEARNING_RATE)
+
+
+def build_layers(layers):
+    """Builds embedding layers; returns their variables."""
+    for layer in layers:
+        layer.build(None)
+    return [layer.trainable_variables[0] for layer in layers]
+
+
+def as_tf_variable(variable):
+    """Returns the `tf.Variable` that gradients are taken for; a Keras 3 variable holds one."""
+    return variable if isinstance(variable, tf.Variable) else variable.value
+
+
+SUBJECTS = {
+    "slipstream": Slipstream,
+    "keras3": Keras3,
+    "tf_keras": TfKeras,
+    "tf_keras_legacy": TfKerasLegacy,
+}
 
 if __name__ == "__main__":
-    main()
+    packages = ["tf-slipstream", "tensorflow", "keras", "tf_keras", "numpy"]
+    workload.main(SUBJECTS, packages)

@@ -1,0 +1,139 @@
+"""What does skipping cost? AUC against the share of lookups and of row updates saved.
+
+    python benchmarks/quality.py --data synthetic --optimizer adam --configurations none default
+    python benchmarks/quality.py --data criteo80k gowalla --data-dir FOLDER --seeds 0 1 2 3 4
+    python benchmarks/quality.py --summary
+    python benchmarks/plot_quality.py
+
+Every run of a data set, optimizer, configuration and seed is one line of --output, which has all
+its settings; runs that are there already are not run again. A seed decides about the weights and
+about the examples' order, and is the same for all configurations, so that they are compared pair by
+pair with `none`. Held gradients are applied before the last evaluation.
+{HELP}"""
+
+import argparse
+import gc
+import os
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import machine
+import tensorflow as tf
+import tqdm
+from quality import configurations, results, training
+from quality.data_sets import DATA_SETS
+
+DEFAULT_CONFIGURATIONS = (
+    *("none", "default", "balanced", "aggressive", "default,on_stale=skip"),
+    *("fixed=8", "frozen_after=300", "random_rows=0.3", "random_rows=0.6", "random_inputs=0.3"),
+)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace("{HELP}", configurations.HELP),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", default=["synthetic"], choices=DATA_SETS)
+    add("--data-dir", default=os.environ.get("SLIPSTREAM_DATA"), help="folder of NAME.parquet")
+    add("--optimizer", nargs="+", default=["adam"], choices=training.OPTIMIZERS)
+    add("--learning-rate", nargs="+", type=float, help="in place of the data set's own")
+    add("--configurations", nargs="+", default=DEFAULT_CONFIGURATIONS, metavar="CONFIGURATION")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--batch-size", type=int, default=512)
+    add("--epochs", type=int, default=1)
+    add("--dim", type=int, help="length of a row, in place of the data set's")
+    add("--checkpoints", type=int, default=0, help="evaluations on the way, evenly spaced")
+    add("--examples", type=int, default=2_560_000, help="to train on, of the synthetic log")
+    add("--test-examples", type=int, default=200_000, help="of the synthetic log")
+    add("--cardinalities", nargs="+", type=int, help="of the synthetic log")
+    add("--threads", type=int, default=1, help="that compute")
+    add("--output", default=os.path.join("results", "quality.jsonl"))
+    add("--summary", action="store_true", help="print tables of --output and run nothing")
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    if args.summary:
+        print(results.summary(results.load(args.output).values()))
+        return
+    try:
+        compared = [configurations.parse(text) for text in args.configurations]
+    except ValueError as error:
+        sys.exit(str(error))
+    done = results.load(args.output)
+    runs = [
+        (configuration, settings)
+        for data in args.data
+        for optimizer in args.optimizer
+        for rate in args.learning_rate or [training.RATES[data][optimizer]]
+        for seed in args.seeds
+        for configuration in compared
+        for settings in [settings_of(args, data, optimizer, rate, seed, configuration)]
+        if results.key_of(settings) not in done
+    ]
+    print(f"{len(runs)} runs to do; {len(done)} in {args.output}", file=sys.stderr)
+    if runs:
+        tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    data_set, name = None, None
+    for number, (configuration, settings) in enumerate(runs, 1):
+        if settings["data"] != name:
+            name = settings["data"]
+            data_set = DATA_SETS[name](args)
+        line = run(data_set, configuration, settings, f"{number}/{len(runs)}")
+        gc.collect()  # models, whose functions refer to them in circles
+        if line is not None:
+            results.append(args.output, line)
+
+
+def settings_of(args, data, optimizer, rate, seed, configuration):
+    """Returns all that decides about a run's result."""
+    is_synthetic = data in ("synthetic", "changing")
+    return {
+        "data": data,
+        "examples": args.examples if is_synthetic else None,
+        "test_examples": args.test_examples if is_synthetic else None,
+        "cardinalities": args.cardinalities if is_synthetic else None,
+        "optimizer": optimizer,
+        "learning_rate": rate,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "dim": args.dim,
+        "checkpoints": args.checkpoints,
+        "configuration": configuration.settings(),
+        "seed": seed,
+    }
+
+
+def run(data_set, configuration, settings, number):
+    """Runs once with a progress bar; returns the line of results, None if training failed."""
+    start = time.time()
+    resolved = settings | {"dim": settings["dim"] or data_set.dim}
+    label = f"{settings['data']} {settings['optimizer']} {configuration.name} {settings['seed']}"
+    with tqdm.tqdm(desc=f"[{number}] {label}", unit=" examples", unit_scale=True) as bar:
+        try:
+            result = training.run(data_set, configuration, resolved, bar.update)
+        except (FloatingPointError, tf.errors.InvalidArgumentError) as error:
+            bar.write(f"{label} failed: {str(error)[:300]}", file=sys.stderr)
+            return None
+        shown = {name: f"{result[name]:.5f}" for name in ("auc", "log_loss")}
+        shown |= {n: f"{result[n]:.3f}" for n in ("lookups_saved", "row_updates_saved")}
+        bar.set_postfix(shown)
+    return {
+        "name": configuration.name,
+        "family": configuration.family,
+        "settings": settings,
+        "result": result,
+        "seconds": time.time() - start,
+        "time": start,
+        "machine": machine.describe(("tensorflow", "keras", "numpy")),
+    }
+
+
+if __name__ == "__main__":
+    main()

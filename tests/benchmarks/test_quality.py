@@ -1,0 +1,158 @@
+"""The bench of quality: its parts, and all of it at a tiny size."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import NUM_THREADS
+from tf_slipstream import StalenessPolicy, _keras
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def quality():
+    """The bench's parts, which are no package of the project."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import quality
+        from quality import configurations, controls, metrics, results  # noqa: F401
+
+        yield quality
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_auc_is_the_share_of_pairs_in_the_right_order(quality):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=60).astype(np.float32)
+    scores = rng.integers(9, size=60).astype(np.float32)  # with ties
+    pairs = scores[labels > 0.5][:, None] - scores[labels < 0.5][None, :]
+    expected = np.mean((np.sign(pairs) + 1) / 2)
+    assert quality.metrics.area_under_curve(labels, scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_recall_leaves_out_known_items(quality):
+    scores = np.array([[9.0, 8.0, 7.0, 6.0, 5.0]])
+    assert quality.metrics.recall_at(2, scores, [[0]], [[1, 3]]) == 0.5
+
+
+def test_the_log_loss_is_that_of_the_probabilities(quality):
+    labels, logits = np.array([1.0, 0.0]), np.array([2.0, -1.0])
+    probabilities = 1 / (1 + np.exp(-logits))
+    expected = -np.mean([np.log(probabilities[0]), np.log(1 - probabilities[1])])
+    assert quality.metrics.log_loss(labels, logits) == pytest.approx(expected)
+
+
+def test_a_configuration_is_a_preset_changes_or_a_control(quality):
+    parse = quality.configurations.parse
+    assert parse("none").policy is None and parse("none").family == "none"
+    assert parse("default").policy == StalenessPolicy()
+    assert parse("balanced,window=9").policy == StalenessPolicy.balanced(window=9)
+    changed = parse("on_stale=skip,threshold=0.5")
+    assert changed.policy == StalenessPolicy(on_stale="skip", threshold=0.5)
+    assert changed.family == "skip"
+    fixed = parse("fixed=8,min_updates=20")
+    assert (fixed.policy.first_sleep, fixed.policy.max_sleep) == (8, 8)
+    assert fixed.policy.min_updates == 20 and fixed.family == "fixed"
+    assert parse("random_rows=0.3").random_rows == 0.3
+    assert parse("frozen_after=300").family == "frozen_after"
+    # What it is called does not decide about its result.
+    assert parse("default").settings() == parse("conservative").settings()
+
+
+@pytest.mark.parametrize(
+    "text", ["nothing", "default,windw=3", "none,window=3", "random_rows=1,x=2"]
+)
+def test_what_is_no_configuration_is_refused(quality, text):
+    with pytest.raises(ValueError, match="Expected field=value"):
+        quality.configurations.parse(text)
+
+
+def test_random_rows_leave_out_the_share_that_was_asked_for(quality):
+    configuration = quality.configurations.parse("random_rows=0.3")
+    rows = np.repeat(np.arange(5000, dtype=np.int32), 2)
+    drops = quality.controls.Filter(configuration, 5000, seed=0)
+    first, second = (drops.keep(rows, step).numpy() for step in (1, 2))
+    np.testing.assert_array_equal(first[::2], first[1::2])  # all lookups of a row
+    for kept in (first, second):
+        assert abs(kept.mean() - 0.7) < 0.03
+    assert abs(np.mean(first == second) - (0.49 + 0.09)) < 0.03  # independently in each step
+    assert drops.counts()[0] == 20_000 and drops.counts()[2] == 10_000
+
+
+def test_popularity_alone_freezes_rows_for_ever_after_their_updates(quality):
+    configuration = quality.configurations.parse("frozen_after=2")
+    drops = quality.controls.Filter(configuration, 4, seed=0)
+    kept = [drops.keep(np.array([0, 0, step % 4], np.int32), step).numpy() for step in range(1, 5)]
+    np.testing.assert_array_equal(kept, [[1, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]])
+    assert drops.counts() == [12, 5, 7, 2]
+
+
+def line(family, seed, auc):
+    """Returns a run's line of results, of one data set and optimizer."""
+    settings = {"data": "d", "optimizer": "o", "configuration": {"f": family}, "seed": seed}
+    result = {"auc": auc, "log_loss": auc, "lookups_saved": 0.5, "row_updates_saved": 0.25}
+    result["examples_per_second"] = 1.0
+    return {"name": family, "family": family, "settings": settings, "result": result}
+
+
+def test_changes_are_paired_by_seed(quality):
+    lines = [line("none", 0, 0.7), line("none", 1, 0.8), line("defer", 1, 0.79)]
+    lines += [line("defer", 0, 0.68), line("defer", 2, 0.1)]  # no partner
+    (configurations,) = quality.results.jobs(lines).values()
+    _, defer = quality.results.compare(configurations, ["auc"])
+    assert defer.changes["auc"] == pytest.approx(-0.015)
+    assert defer.errors["auc"] == pytest.approx(0.005)
+    assert "-0.01500 ± 0.00500" in quality.results.summary(lines)
+
+
+def test_the_frontier_is_drawn(quality, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib, which draws the plots, is not installed")
+    for one in (line("none", 0, 0.7), line("defer", 0, 0.69), line("skip", 0, 0.68)):
+        quality.results.append(tmp_path / "quality.jsonl", one)
+    command = ["", "--input", tmp_path / "quality.jsonl", "--folder", tmp_path, "--names"]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    load_script("plot_quality").main()
+    assert {path.suffix for path in tmp_path.glob("d_o_auc*")} == {".png", ".svg"}
+
+
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the bench trains with Keras 3")
+def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "quality.jsonl"
+    names = ["none", "min_updates=5,updates_per_sleep=1,window=2", "random_rows=0.5"]
+    options = ["--examples", 2048, "--test-examples", 1024, "--cardinalities", 50, 20]
+    options += ["--batch-size", 64, "--data", "changing", "--output", output, "--seeds", 0]
+    # In this process, whose threads are set already; starting another takes longer than training.
+    options += ["--threads", NUM_THREADS, "--configurations", *names]
+    bench = load_script("quality")
+    command = ["", *map(str, options)]
+    monkeypatch.setattr(sys, "argv", command)
+    bench.main()
+    assert "3 runs to do; 0 in" in capsys.readouterr().err
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["name"] for line in lines] == names
+    none, policy, random = (line["result"] for line in lines)
+    assert none["lookups_saved"] == none["row_updates_saved"] == 0
+    assert policy["lookups_saved"] > 0.3 and policy["row_updates_saved"] > 0.3
+    assert abs(random["lookups_saved"] - 0.5) < 0.1
+    assert all(0.3 < line["result"]["auc"] < 1 for line in lines)
+    assert none["checkpoints"][0]["step"] == 16  # where the teacher changes
+
+    bench.main()
+    assert "0 runs to do; 3 in" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--summary"])
+    bench.main()
+    assert f"| `{names[1]}` | 1 | {policy['lookups_saved']:.1%} |" in capsys.readouterr().out
+
+
+def load_script(name):
+    """Imports a benchmark that has the name of its parts' package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
