@@ -118,7 +118,7 @@ class StalenessPolicy:
 
     @classmethod
     def conservative(cls, **changes):
-        """The default: what it saves costs no quality in any run of docs/policy.md."""
+        """The default; docs/policy.md has what it saved and cost."""
         return cls(**changes)
 
     @classmethod
@@ -128,7 +128,7 @@ class StalenessPolicy:
 
     @classmethod
     def aggressive(cls, **changes):
-        """For long runs whose last tenth of a thousandth of AUC does not matter."""
+        """For runs of many thousand steps; in one of 1,000 it cost 0.003 of AUC."""
         values = {"min_updates": 50, "max_sleep": 128, "updates_per_sleep": 30}
         return cls(**values | changes)
 
