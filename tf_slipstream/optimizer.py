@@ -284,6 +284,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         """
         if not 0 < strictness <= 1:
             raise ValueError(f"`strictness` must be in (0, 1], got {strictness!r}.")
+        if not self._states:
+            raise ValueError(
+                "`set_strictness` needs an optimizer that is built, with a table: call it after "
+                "the first step, or after `optimizer.build(model.trainable_variables)`."
+            )
         for state in self._states.values():
             if state.policy is not None:
                 values = state.policy_state.numpy()

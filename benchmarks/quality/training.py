@@ -20,7 +20,7 @@ OPTIMIZERS = {
 }
 # For criteo80k and synthetic under Adam and Adagrad, and criteo80k under SGD: of those tried with
 # `--learning-rate`, a factor of 2 to 3 apart and without skipping, within 0.001 of the best AUC.
-# TODO: the others are guesses until such runs are there.
+# The others are guesses: no runs chose them.
 RATES = {
     "criteo80k": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
     "gowalla": {"adam": 3e-3, "adagrad": 0.1, "sgd": 100.0},

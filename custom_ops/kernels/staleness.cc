@@ -15,22 +15,6 @@ constexpr double kControlRange = 1000;
 // it.
 constexpr double kRateChange = 1.25;
 
-// term(d) summed in a fixed number of lanes, so that every instruction set adds in the same order.
-template <typename Term>
-SLIPSTREAM_INLINE float LaneSum(int64_t dim, Term term) {
-  constexpr int64_t kLanes = 16;
-  float lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(d + lane);
-  }
-  for (int64_t lane = 0; d < dim; ++d, ++lane) lanes[lane] += term(d);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
-}
-
 SLIPSTREAM_SIMD
 float SquaredDistance(const float* a, const float* b, int64_t dim) {
   return LaneSum(dim, [&](int64_t d) { return (a[d] - b[d]) * (a[d] - b[d]); });

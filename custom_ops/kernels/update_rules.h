@@ -53,13 +53,14 @@ SLIPSTREAM_INLINE double IntegerPower(double base, uint32_t exponent) {
 // What k steps `m = base m + i` with a constant i make of m, and of the sum of the k values of m:
 // `m_k = power m + held i` and `sum = from_m m + from_i i`.
 struct MomentumSteps {
+  MomentumSteps() = default;
   MomentumSteps(double base, uint32_t k) : power(IntegerPower(base, k)) {
     const double n = k;
     held = base == 1 ? n : (1 - power) / (1 - base);
     from_m = base * held;
     from_i = base == 1 ? n * (n + 1) / 2 : (n - from_m) / (1 - base);
   }
-  float power, held, from_m, from_i;
+  float power = 0, held = 0, from_m = 0, from_i = 0;
 };
 
 SLIPSTREAM_INLINE void Scale(float* __restrict values, int64_t dim, float factor) {
@@ -142,25 +143,10 @@ struct RowWiseAdagrad {
                                 uint32_t) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
-    *accumulator += SumOfSquares(grad, dim) / static_cast<float>(dim);
+    const float squares = LaneSum(dim, [&](int64_t d) { return grad[d] * grad[d]; });
+    *accumulator += squares / static_cast<float>(dim);
     const float denominator = std::sqrt(*accumulator) + epsilon;
     for (int64_t d = 0; d < dim; ++d) row[d] -= learning_rate * grad[d] / denominator;
-  }
-  // In a fixed number of lanes, so that every instruction set adds in the same order.
-  static SLIPSTREAM_INLINE float SumOfSquares(const float* __restrict grad, int64_t dim) {
-    constexpr int64_t kLanes = 16;
-    float lanes[kLanes] = {};
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] += grad[d + lane] * grad[d + lane];
-      }
-    }
-    for (int64_t lane = 0; d < dim; ++d, ++lane) lanes[lane] += grad[d] * grad[d];
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    }
-    return lanes[0];
   }
   float learning_rate, epsilon;
 };
@@ -229,7 +215,8 @@ struct RmsProp {
     const double kept = IntegerPower(rho, k);
     const float keep = static_cast<float>(kept), take = static_cast<float>(1 - kept);
     const float mu = static_cast<float>(momentum), share = 1.0f / k, batches = k;
-    const MomentumSteps steps(momentum, k);
+    // Of a single step it is not used, and most are single.
+    const MomentumSteps steps = k > 1 ? MomentumSteps(momentum, k) : MomentumSteps();
     if (missed > 0) {
       const float decay = static_cast<float>(IntegerPower(rho, missed));
       Scale(velocity, dim, decay);

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -39,8 +40,11 @@ def test_wrong_usage_exits_with_2(arguments):
     assert "usage: tf-slipstream" in result.stderr
 
 
-def test_it_runs_as_a_module(published, tmp_path):
-    command = [sys.executable, "-m", "tf_slipstream.cli", "inspect", "--json", published.delta]
+@pytest.mark.parametrize("is_module", [True, False], ids=["module", "program"])
+def test_it_runs_in_a_process_of_its_own(published, is_module):
+    program = [str(pathlib.Path(sys.executable).with_name("tf-slipstream"))]
+    command = [sys.executable, "-m", "tf_slipstream.cli"] if is_module else program
+    command += ["inspect", "--json", str(published.delta)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "delta"

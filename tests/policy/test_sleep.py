@@ -6,6 +6,9 @@ import pytest
 from tests.models import values_of
 from tests.policy.training import RULES, Product, Stream, policies
 from tests.reference import summed_rows
+from tf_slipstream import SlipstreamOptimizer, _keras
+
+keras = _keras.keras
 
 # At rest whenever it is judged. Sleeps double with each judgement, that is every 2 updates.
 ALWAYS_AT_REST = {
@@ -112,6 +115,10 @@ class TestSchedule:
         for strictness in (0, -1, 1.5, float("nan")):
             with pytest.raises(ValueError, match="strictness"):
                 product.optimizer.set_strictness(strictness)
+
+    def test_strictness_before_there_is_a_table_is_refused(self):
+        with pytest.raises(ValueError, match="needs an optimizer that is built"):
+            SlipstreamOptimizer(keras.optimizers.SGD(0.1)).set_strictness(0.5)
 
 
 class TestWaking:
