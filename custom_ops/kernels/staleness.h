@@ -1,9 +1,13 @@
 #ifndef SLIPSTREAM_KERNELS_STALENESS_H_
 #define SLIPSTREAM_KERNELS_STALENESS_H_
 
-// Which rows are stale, and when they wake: docs/policy.md in C++, with its names.
+// Which rows are stale, and when they wake: docs/policy.md in C++, with its names. What decides is
+// here, for the CPU and for a GPU; what goes over a row's elements each has of its own.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "simd.h"
 
@@ -14,7 +18,22 @@ enum class DriftMetric { kCoherence, kRelativeL2, kL2, kMeanAbs, kLoss };
 // A table's StalenessPolicy, in the order in which the op gets its numbers.
 struct PolicySettings {
   static constexpr int kNumFields = 15;
-  explicit PolicySettings(const double* values);
+  SLIPSTREAM_HOST_DEVICE explicit PolicySettings(const double* v)
+      : skips(v[0] != 0),
+        min_updates(v[1]),
+        window(v[2]),
+        probe(v[3]),
+        metric(static_cast<DriftMetric>(static_cast<int>(v[4]))),
+        target_skip(v[5]),
+        max_threshold(v[6]),
+        first_sleep(v[7]),
+        max_sleep(v[8]),
+        updates_per_sleep(v[9]),
+        max_age(v[10]),
+        skip_below(v[11]),
+        refresh_every(v[12]),
+        warm_up(v[13]),
+        correlation(v[14]) {}
   bool skips;
   int64_t min_updates, window, probe;
   DriftMetric metric;
@@ -69,25 +88,192 @@ SLIPSTREAM_INLINE RowKind KindOf(const PoolEntry& entry, int64_t step, int64_t w
   return entry.is_skipped ? RowKind::kSkipped : RowKind::kDeferred;
 }
 
+inline constexpr int64_t kControlSteps = 100;
+inline constexpr double kControlFactor = 1.25;
+inline constexpr double kControlRange = 1000;
+// Beyond this a change of the learning rate wakes rows; the steps of a smooth schedule add up to
+// it.
+inline constexpr double kRateChange = 1.25;
+
 // Begins a step: wakes rows if the learning rate has changed. Returns whether it is a refresh.
-bool BeginStep(const PolicySettings& policy, int64_t step, double learning_rate, bool wake_all,
-               PolicyState* state);
+SLIPSTREAM_HOST_DEVICE inline bool BeginStep(const PolicySettings& policy, int64_t step,
+                                             double learning_rate, bool wake_all,
+                                             PolicyState* state) {
+  const double before = state->learning_rate;
+  if (before == 0) {
+    state->learning_rate = learning_rate;
+  } else if (learning_rate > kRateChange * before || learning_rate * kRateChange < before) {
+    state->learning_rate = learning_rate;
+    state->woken_at = step;
+  }
+  const bool is_refresh =
+      wake_all || (policy.refresh_every > 0 && step % policy.refresh_every == 0);
+  if (is_refresh) state->woken_at = step;
+  return is_refresh;
+}
 
 // Ends it: counts, and moves the threshold where it is found.
-void EndStep(const PolicySettings& policy, int64_t step, int64_t num_lookups, int64_t num_stale,
-             int64_t sleeping_change, PolicyState* state);
+SLIPSTREAM_HOST_DEVICE inline void EndStep(const PolicySettings& policy, int64_t step,
+                                           int64_t num_lookups, int64_t num_stale,
+                                           int64_t sleeping_change, PolicyState* state) {
+  state->num_sleeping += sleeping_change;
+  if (policy.target_skip == 0) return;
+  state->control_lookups += num_lookups;
+  state->control_stale += num_stale;
+  if (step % kControlSteps != 0 || state->control_lookups == 0) return;
+  const bool too_few = state->control_stale < policy.target_skip * state->control_lookups;
+  state->threshold *= too_few ? kControlFactor : 1 / kControlFactor;
+  state->threshold = std::max(std::min(state->threshold, policy.max_threshold),
+                              policy.max_threshold / kControlRange);
+  state->control_lookups = state->control_stale = 0;
+}
 
 // Notes that the row [dim] of an entry was updated, given the row before and the gradient [dim]
 // that it was updated with.
 void Measure(const Staleness& staleness, int64_t entry, const float* row, const float* row_before,
              const float* grad);
 
-// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not. Changes
-// nothing else than its entry. Returns what to add to `num_sleeping`.
+// |sum of n steps|^2 over the sum of their squares, where a step has the correlation b^i with the
+// i-th before it and they are noise otherwise.
+SLIPSTREAM_HOST_DEVICE inline double NoiseCoherence(int64_t num_steps, double b) {
+  double sum = 1, power = 1;
+  for (int64_t i = 1; i < num_steps; ++i) {
+    power *= b;
+    sum += 2 * (1 - static_cast<double>(i) / num_steps) * power;
+  }
+  return sum;
+}
+
+// Rows: what a judgement needs of a row [dim] and its snapshot; Judge says which functions.
+template <typename Rows>
+SLIPSTREAM_HOST_DEVICE double Drift(const PolicySettings& policy, const PoolEntry& entry,
+                                    double path, const Rows& rows) {
+  switch (policy.metric) {
+    case DriftMetric::kCoherence: {
+      if (path == 0) return 0;
+      // Of one update with the one before: so many batches apart.
+      const int64_t distance = policy.skips ? 1 : entry.period;
+      const double b = std::pow(policy.correlation, static_cast<double>(distance));
+      return rows.SquaredDistance() / (path * NoiseCoherence(entry.window_updates, b));
+    }
+    case DriftMetric::kRelativeL2: {
+      const double net = std::sqrt(static_cast<double>(rows.SquaredDistance()));
+      if (net == 0) return 0;
+      return net / std::sqrt(static_cast<double>(rows.SnapshotNorm()));
+    }
+    case DriftMetric::kL2:
+      return std::sqrt(static_cast<double>(rows.SquaredDistance()));
+    case DriftMetric::kMeanAbs:
+      return static_cast<double>(rows.AbsoluteDistance()) / rows.dim();
+    case DriftMetric::kLoss:
+      return std::max(0.0, path) / entry.window_updates;
+  }
+  return std::numeric_limits<double>::infinity();
+}
+
+// ceil(num_batches * cycle / k): as many of the row's batches in steps, at most `max_age`.
+SLIPSTREAM_HOST_DEVICE inline int64_t SleepSteps(int64_t num_batches, int64_t cycle, int64_t k,
+                                                 int64_t max_age) {
+  return std::min(max_age, (num_batches * cycle + k - 1) / k);
+}
+
+// The row's state after a judgement; returns the batches it may sleep now under "skip", else 0.
+//   rows SquaredDistance(), AbsoluteDistance(): of row and snapshot, summed; SnapshotNorm():
+//   squared;
+//        dim(); TakeSnapshot(): copies the row to its snapshot
+template <typename Rows>
+SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyState& state,
+                                     const Rows& rows, PoolEntry* entry, float* path) {
+  const double drift = Drift(policy, *entry, *path, rows);
+  const bool at_rest = drift <= state.threshold * state.strictness;
+  const int64_t longest = static_cast<int64_t>(std::floor(policy.max_sleep * state.strictness));
+  const int64_t limit =
+      std::max<int64_t>(1, std::min(longest, entry->num_updates / policy.updates_per_sleep));
+  int64_t sleep = 0;
+  if (policy.skips) {
+    if (at_rest) sleep = std::min(entry->period, limit);
+    entry->period = at_rest ? std::min(2 * entry->period, policy.max_sleep) : policy.first_sleep;
+    entry->is_skipped = at_rest;
+  } else {
+    entry->period = at_rest ? std::min(std::max(2 * entry->period, policy.first_sleep), limit)
+                            : std::max<int64_t>(1, entry->period / 2);
+    entry->is_skipped = policy.skip_below > 0 && drift <= policy.skip_below;
+  }
+  rows.TakeSnapshot();
+  *path = 0;
+  entry->window_updates = 0;
+  return sleep;
+}
+
+// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not. Returns
+// what to add to `num_sleeping`.
+//   index its entry's, which is `*entry`
+//   rows  as for Judge
+//   path  the entry's
+template <typename Rows>
+SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const PolicyState& state,
+                                           int64_t index, int64_t step, const Rows& rows,
+                                           PoolEntry* entry, float* path) {
+  const int64_t cycle = step - entry->live_step;
+  const bool slept = entry->wake_step > 0;
+  // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
+  const bool is_counted = policy.skips || !slept || !entry->is_skipped;
+  const int64_t k = is_counted ? entry->held_steps + 1 : entry->period;
+  ++entry->num_updates;
+  entry->live_step = step;
+  entry->held_steps = 0;
+  entry->wake_step = 0;
+  const int64_t num_judged = policy.skips && entry->is_skipped ? policy.probe : policy.window;
+  const int64_t period = entry->period;
+  int64_t num_batches = 0;
+  if (entry->window_updates >= num_judged) {
+    num_batches = Judge(policy, state, rows, entry, path);
+  }
+  if (!policy.skips) num_batches = entry->period - 1;
+  if (num_batches > 0) {
+    int64_t sleep = SleepSteps(num_batches, cycle, k, policy.max_age);
+    if (!policy.skips && entry->period != period) {
+      // Rows that became popular together would otherwise be updated together, all in one step and
+      // none in those between.
+      sleep -= (step + 1 + sleep + index) % (sleep + 1);
+    }
+    if (sleep > 0) entry->wake_step = step + 1 + sleep;
+  }
+  return (entry->wake_step > 0) - slept;
+}
+
+// Judges the row [dim] of an entry, see above. Changes nothing else than its entry.
 int64_t AfterUpdate(const Staleness& staleness, int64_t entry, const float* row, int64_t step);
 
 // The same for a row whose held gradients alone were applied.
-int64_t AfterFlush(int64_t step, PoolEntry* entry);
+SLIPSTREAM_HOST_DEVICE inline int64_t AfterFlush(int64_t step, PoolEntry* entry) {
+  const bool slept = entry->wake_step > 0;
+  entry->live_step = step;
+  entry->held_steps = 0;
+  entry->wake_step = 0;
+  return -static_cast<int64_t>(slept);
+}
+
+// The updates of a row that is not popular after one more.
+SLIPSTREAM_INLINE int32_t OneMore(int32_t num_updates) {
+  return num_updates == std::numeric_limits<int32_t>::max() ? num_updates : num_updates + 1;
+}
+
+// Whether a row with so many updates becomes popular in a step, if there is an entry left.
+SLIPSTREAM_INLINE bool HasEnough(const PolicySettings& policy, int64_t num_updates, int64_t step) {
+  return num_updates >= policy.min_updates && step > policy.warm_up;
+}
+
+// The entry of a row that becomes popular in a step.
+SLIPSTREAM_INLINE PoolEntry NewEntry(const PolicySettings& policy, int64_t row, int64_t num_updates,
+                                     int64_t step) {
+  PoolEntry entry = {};
+  entry.row = row;
+  entry.live_step = step;
+  entry.num_updates = num_updates;
+  entry.period = policy.skips ? policy.first_sleep : 1;
+  return entry;
+}
 
 // Makes a row popular that was just updated for the num_updates-th time, if there is an entry left.
 void Promote(const Staleness& staleness, int64_t id, const float* row, int64_t step);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "simd.h"
 
@@ -19,10 +18,7 @@ SLIPSTREAM_INLINE const float* Clip(const float* grad, int64_t dim, const StepSe
   const float scale = static_cast<float>(settings.grad_scale);
   const float limit = static_cast<float>(settings.clip_value);
   if (scale == 1 && limit == 0) return grad;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float scaled = grad[d] * scale;
-    clipped[d] = limit == 0 ? scaled : std::min(std::max(scaled, -limit), limit);
-  }
+  for (int64_t d = 0; d < dim; ++d) clipped[d] = ScaledAndClipped(grad[d], scale, limit);
   return clipped;
 }
 
@@ -44,11 +40,9 @@ SLIPSTREAM_INLINE void MarkChanged(uint32_t* changed_rows, int64_t id) {
 // Counts the update of a row that is not popular; one that has had enough is a candidate.
 SLIPSTREAM_INLINE void CountUpdate(const Staleness& staleness, const LiveRow& row, int64_t step,
                                    UpdateResult* result) {
-  const int32_t num_updates =
-      row.state == std::numeric_limits<int32_t>::max() ? row.state : row.state + 1;
+  const int32_t num_updates = OneMore(row.state);
   staleness.row_states[row.id] = num_updates;
-  const PolicySettings& policy = staleness.policy;
-  if (num_updates >= policy.min_updates && step > policy.warm_up) {
+  if (HasEnough(staleness.policy, num_updates, step)) {
     NoteCandidate({row.id, row.first_lookup}, result);
   }
 }
@@ -118,14 +112,7 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       if (last != 0) missed = step - last - k;
       table.last_steps[id] = static_cast<int32_t>(step);
     }
-    if (decay != 0) {
-      if (k == 1) {
-        for (int64_t d = 0; d < dim; ++d) state.row[d] -= state.row[d] * decay * learning_rate;
-      } else {
-        const double kept = 1 - static_cast<double>(decay) * learning_rate;
-        Scale(state.row, dim, static_cast<float>(IntegerPower(kept, k)));
-      }
-    }
+    DecayWeights(state.row, dim, decay, learning_rate, k);
     rule.Update(state, grad, dim, missed, k);
     if (staleness == nullptr) continue;
     if (is_popular) {

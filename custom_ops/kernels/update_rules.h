@@ -6,7 +6,7 @@
 // what Keras's dense update gives. Each has:
 //   Rule(settings)        reads `settings.hyperparameters`, whose order is that of the fields of
 //                         the Python rule of the same name (tf_slipstream/update_rules)
-//   NumSlots(hyperparameters), kNumHyperparameters
+//   NumSlots(hyperparameters), at most kNumSlots; kNumHyperparameters
 //   kSlotsPerRow          whether a slot has one value per row instead of one per element
 //   kHasMoments           whether it must know the steps that a row missed
 //   Update(row, grad, dim, missed, k)
@@ -14,6 +14,9 @@
 //                         the steps since the row was last touched that had no gradient of it, for
 //                         which its moments decay. With k > 1 as docs/policy.md derives it; with 1
 //                         operation for operation the plain rule.
+// Elements do not depend on each other, so that any part of a row, with the same part of its slots,
+// can be updated alone: on a GPU each lane updates its own elements, in registers. What a rule with
+// kSlotsPerRow needs of the whole row is apart.
 
 #include <cmath>
 #include <cstdint>
@@ -54,7 +57,7 @@ SLIPSTREAM_INLINE double IntegerPower(double base, uint32_t exponent) {
 // `m_k = power m + held i` and `sum = from_m m + from_i i`.
 struct MomentumSteps {
   MomentumSteps() = default;
-  MomentumSteps(double base, uint32_t k) : power(IntegerPower(base, k)) {
+  SLIPSTREAM_HOST_DEVICE MomentumSteps(double base, uint32_t k) : power(IntegerPower(base, k)) {
     const double n = k;
     held = base == 1 ? n : (1 - power) / (1 - base);
     from_m = base * held;
@@ -67,11 +70,31 @@ SLIPSTREAM_INLINE void Scale(float* __restrict values, int64_t dim, float factor
   for (int64_t d = 0; d < dim; ++d) values[d] *= factor;
 }
 
+// An element of a summed gradient, scaled, and clipped where limit is not 0.
+SLIPSTREAM_INLINE float ScaledAndClipped(float grad, float scale, float limit) {
+  const float scaled = grad * scale;
+  if (limit == 0) return scaled;
+  const float above = scaled < -limit ? -limit : scaled;
+  return limit < above ? limit : above;
+}
+
+// The weight decay of k batches, before the rule.
+SLIPSTREAM_INLINE void DecayWeights(float* __restrict row, int64_t dim, float decay,
+                                    float learning_rate, uint32_t k) {
+  if (decay == 0) return;
+  if (k == 1) {
+    for (int64_t d = 0; d < dim; ++d) row[d] -= row[d] * decay * learning_rate;
+  } else {
+    const double kept = 1 - static_cast<double>(decay) * learning_rate;
+    Scale(row, dim, static_cast<float>(IntegerPower(kept, k)));
+  }
+}
+
 struct Sgd {
-  static constexpr int kNumHyperparameters = 0;
+  static constexpr int kNumHyperparameters = 0, kNumSlots = 0;
   static constexpr bool kSlotsPerRow = false, kHasMoments = false;
   static int NumSlots(const double*) { return 0; }
-  explicit Sgd(const StepSettings& s) : learning_rate(s.learning_rate) {}
+  SLIPSTREAM_HOST_DEVICE explicit Sgd(const StepSettings& s) : learning_rate(s.learning_rate) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
     float* __restrict row = r.row;
@@ -81,10 +104,10 @@ struct Sgd {
 };
 
 struct Momentum {
-  static constexpr int kNumHyperparameters = 2;
+  static constexpr int kNumHyperparameters = 2, kNumSlots = 1;
   static constexpr bool kSlotsPerRow = false, kHasMoments = true;
   static int NumSlots(const double*) { return 1; }
-  explicit Momentum(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit Momentum(const StepSettings& s)
       : learning_rate(s.learning_rate),
         momentum(s.hyperparameters[0]),
         nesterov(s.hyperparameters[1] != 0) {}
@@ -116,10 +139,10 @@ struct Momentum {
 };
 
 struct Adagrad {
-  static constexpr int kNumHyperparameters = 1;
+  static constexpr int kNumHyperparameters = 1, kNumSlots = 1;
   static constexpr bool kSlotsPerRow = false, kHasMoments = false;
   static int NumSlots(const double*) { return 1; }
-  explicit Adagrad(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit Adagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
@@ -134,28 +157,34 @@ struct Adagrad {
 };
 
 struct RowWiseAdagrad {
-  static constexpr int kNumHyperparameters = 1;
+  static constexpr int kNumHyperparameters = 1, kNumSlots = 1;
   static constexpr bool kSlotsPerRow = true, kHasMoments = false;
   static int NumSlots(const double*) { return 1; }
-  explicit RowWiseAdagrad(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit RowWiseAdagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
                                 uint32_t) const {
-    float* __restrict row = r.row;
-    float* __restrict accumulator = r.slots[0];
     const float squares = LaneSum(dim, [&](int64_t d) { return grad[d] * grad[d]; });
-    *accumulator += squares / static_cast<float>(dim);
-    const float denominator = std::sqrt(*accumulator) + epsilon;
-    for (int64_t d = 0; d < dim; ++d) row[d] -= learning_rate * grad[d] / denominator;
+    float* accumulator = r.slots[0];
+    *accumulator = Accumulated(*accumulator, squares, dim);
+    UpdatePart(r.row, grad, dim, *accumulator);
+  }
+  SLIPSTREAM_INLINE float Accumulated(float accumulator, float squares, int64_t dim) const {
+    return accumulator + squares / static_cast<float>(dim);
+  }
+  SLIPSTREAM_INLINE void UpdatePart(float* __restrict row, const float* __restrict grad,
+                                    int64_t num_elements, float accumulator) const {
+    const float denominator = std::sqrt(accumulator) + epsilon;
+    for (int64_t d = 0; d < num_elements; ++d) row[d] -= learning_rate * grad[d] / denominator;
   }
   float learning_rate, epsilon;
 };
 
 struct Adam {
-  static constexpr int kNumHyperparameters = 4;
+  static constexpr int kNumHyperparameters = 4, kNumSlots = 3;
   static constexpr bool kSlotsPerRow = false, kHasMoments = true;
   static int NumSlots(const double* h) { return h[3] != 0 ? 3 : 2; }
-  explicit Adam(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit Adam(const StepSettings& s)
       : beta_1(s.hyperparameters[0]),
         beta_2(s.hyperparameters[1]),
         epsilon(s.hyperparameters[2]),
@@ -197,10 +226,10 @@ struct Adam {
 };
 
 struct RmsProp {
-  static constexpr int kNumHyperparameters = 4;
+  static constexpr int kNumHyperparameters = 4, kNumSlots = 3;
   static constexpr bool kSlotsPerRow = false, kHasMoments = true;
   static int NumSlots(const double* h) { return 1 + (h[1] > 0) + (h[3] != 0); }
-  explicit RmsProp(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit RmsProp(const StepSettings& s)
       : learning_rate(s.learning_rate),
         rho(s.hyperparameters[0]),
         momentum(s.hyperparameters[1]),
@@ -249,10 +278,10 @@ struct RmsProp {
 };
 
 struct Ftrl {
-  static constexpr int kNumHyperparameters = 5;
+  static constexpr int kNumHyperparameters = 5, kNumSlots = 2;
   static constexpr bool kSlotsPerRow = false, kHasMoments = false;
   static int NumSlots(const double*) { return 2; }
-  explicit Ftrl(const StepSettings& s)
+  SLIPSTREAM_HOST_DEVICE explicit Ftrl(const StepSettings& s)
       : learning_rate(s.learning_rate),
         power(-s.hyperparameters[0]),
         l1(s.hyperparameters[1]),

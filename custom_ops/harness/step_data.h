@@ -1,0 +1,273 @@
+#ifndef SLIPSTREAM_HARNESS_STEP_DATA_H_
+#define SLIPSTREAM_HARNESS_STEP_DATA_H_
+
+// A table and batches for it, in host memory and in a device's; the same step on either.
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../kernels/gpu_step.h"
+#include "../kernels/live_rows.h"
+#include "../kernels/update_rows.h"
+#include "device_memory.h"
+
+namespace slipstream::harness {
+
+// A rule with its hyperparameters.
+struct RuleCase {
+  const char* name;
+  std::vector<double> hyperparameters;
+  // Whether a GPU must come to the same bits: not where the rule takes a power.
+  bool is_exact = true;
+};
+
+// A table with what goes with it; no pool where `policy` is empty.
+struct TableData {
+  int64_t num_rows, dim, slot_dim;
+  std::vector<float> table;
+  std::vector<std::vector<float>> slots;
+  std::vector<uint32_t> changed_rows;
+  std::vector<int32_t> last_steps;
+  std::vector<int64_t> counters;
+  std::vector<double> policy;
+  std::vector<int32_t> row_states;
+  std::vector<PoolEntry> entries;
+  std::vector<float> floats;
+  std::vector<PolicyState> state;
+
+  bool has_policy() const { return !policy.empty(); }
+};
+
+inline TableData NewTable(const RuleCase& rule_case, int64_t num_rows, int64_t dim,
+                          const std::vector<double>& policy, int64_t capacity) {
+  const RuleInfo& rule = *FindRule(rule_case.name);
+  TableData data = {num_rows, dim, rule.slots_per_row ? 1 : dim, {}, {}, {}, {}, {}, policy, {}, {},
+                    {},       {}};
+  data.table.resize(num_rows * dim);
+  for (size_t i = 0; i < data.table.size(); ++i) data.table[i] = 0.01f * (i % 101) - 0.5f;
+  data.slots.assign(rule.num_slots(rule_case.hyperparameters.data()),
+                    std::vector<float>(num_rows * data.slot_dim, 0.125f));
+  data.changed_rows.resize((num_rows + 31) / 32);
+  data.last_steps.resize(rule.has_moments ? num_rows : 0);
+  data.counters.resize(6);
+  if (!policy.empty()) {
+    data.row_states.resize(num_rows);
+    data.entries.resize(capacity);
+    data.floats.resize(capacity * (2 * dim + 1));
+    data.state.push_back({0, 0, 0, 0, policy[6], 1, 0, 0});
+  }
+  return data;
+}
+
+// What a step looked up in one table.
+template <typename Index>
+struct BatchData {
+  std::vector<Index> ids;
+  std::vector<float> grads;
+};
+
+// What a step applies to all tables.
+struct StepData {
+  int64_t step = 1;
+  float learning_rate = 0.125f;
+  float clip_value = 0;
+  float grad_scale = 1;
+  float weight_decay = 0;
+  bool wake_all = false;
+};
+
+inline void InOrder(int64_t num_tasks, const std::function<void(int64_t)>& task) {
+  for (int64_t i = 0; i < num_tasks; ++i) task(i);
+}
+
+// The step on the CPU, as the op does it.
+template <typename Index>
+BadLookup StepOnCpu(const RuleCase& rule_case, const std::vector<BatchData<Index>>& batches,
+                    const StepData& inputs, std::vector<TableData>* tables) {
+  const RuleInfo& rule = *FindRule(rule_case.name);
+  std::vector<Table> views;
+  std::vector<Staleness> staleness;
+  std::vector<PolicyState> states_before;
+  std::vector<StepSettings> settings;
+  std::vector<Lookups<Index>> lookups;
+  std::vector<bool> is_refresh(tables->size(), false);
+  staleness.reserve(tables->size());
+  for (size_t t = 0; t < tables->size(); ++t) {
+    TableData& data = (*tables)[t];
+    Table table = {};
+    table.table = data.table.data();
+    table.num_slots = static_cast<int>(data.slots.size());
+    for (size_t s = 0; s < data.slots.size(); ++s) table.slots[s] = data.slots[s].data();
+    table.changed_rows = data.changed_rows.data();
+    table.last_steps = data.last_steps.empty() ? nullptr : data.last_steps.data();
+    table.dim = data.dim;
+    table.slot_dim = data.slot_dim;
+    StepSettings one;
+    one.step = inputs.step;
+    one.learning_rate = inputs.learning_rate;
+    one.weight_decay = inputs.weight_decay;
+    one.clip_value = inputs.clip_value;
+    one.grad_scale = inputs.grad_scale;
+    one.hyperparameters = rule_case.hyperparameters.data();
+    settings.push_back(one);
+    RowStates states;
+    if (data.has_policy()) {
+      states_before.push_back(data.state[0]);
+      staleness.push_back({data.row_states.data(), data.entries.data(), data.floats.data(),
+                           data.state.data(), static_cast<int64_t>(data.entries.size()), data.dim,
+                           PolicySettings(data.policy.data())});
+      table.staleness = &staleness.back();
+      PolicyState& state = data.state[0];
+      is_refresh[t] = BeginStep(staleness.back().policy, inputs.step, one.learning_rate,
+                                inputs.wake_all, &state);
+      states = {data.row_states.data(), data.entries.data(),
+                static_cast<int64_t>(state.num_entries), static_cast<int64_t>(state.woken_at)};
+    }
+    views.push_back(table);
+    const BatchData<Index>& batch = batches[t];
+    lookups.push_back({batch.ids.data(), batch.grads.data(), states,
+                       static_cast<int64_t>(batch.ids.size()), data.num_rows, data.dim});
+  }
+  LiveRows live_rows;
+  const BadLookup bad = live_rows.Find(lookups, inputs.step, InOrder);
+  if (bad.kind != BadLookup::kNone) {
+    size_t p = 0;
+    for (TableData& data : *tables) {
+      if (data.has_policy()) data.state[0] = states_before[p++];
+    }
+    return bad;
+  }
+  UpdateRows(rule, views, settings, is_refresh, live_rows.found(), InOrder);
+  for (size_t t = 0; t < tables->size(); ++t) {
+    const RowCounts& counts = live_rows.counts(t);
+    int64_t* counters = (*tables)[t].counters.data();
+    counters[0] += counts.num_lookups;
+    counters[1] += counts.num_skipped_lookups;
+    counters[2] += counts.num_deferred_lookups;
+    counters[3] += counts.num_row_updates;
+    counters[4] += counts.num_skipped_row_updates;
+    counters[5] += counts.num_deferred_row_updates;
+  }
+  return {};
+}
+
+// TableData in a device's memory.
+struct DeviceTable {
+  explicit DeviceTable(const TableData& data)
+      : host(data),
+        table(data.table),
+        changed_rows(data.changed_rows),
+        last_steps(data.last_steps),
+        counters(data.counters),
+        policy(data.policy),
+        row_states(data.row_states),
+        entries(data.entries),
+        floats(data.floats),
+        state(data.state) {
+    for (const std::vector<float>& slot : data.slots) slots.emplace_back(slot);
+  }
+  DeviceTable(DeviceTable&&) = default;
+
+  // As it is now.
+  TableData Download() const {
+    TableData data = host;
+    data.table = table.Download();
+    for (size_t s = 0; s < slots.size(); ++s) data.slots[s] = slots[s].Download();
+    data.changed_rows = changed_rows.Download();
+    data.last_steps = last_steps.Download();
+    data.counters = counters.Download();
+    data.row_states = row_states.Download();
+    data.entries = entries.Download();
+    data.floats = floats.Download();
+    data.state = state.Download();
+    return data;
+  }
+
+  TableData host;  // its sizes
+  DeviceArray<float> table;
+  std::vector<DeviceArray<float>> slots;
+  DeviceArray<uint32_t> changed_rows;
+  DeviceArray<int32_t> last_steps;
+  DeviceArray<int64_t> counters;
+  DeviceArray<double> policy;
+  DeviceArray<int32_t> row_states;
+  DeviceArray<PoolEntry> entries;
+  DeviceArray<float> floats;
+  DeviceArray<PolicyState> state;
+};
+
+// Batches and inputs of one step in a device's memory, with what calls of gpu_step.h need.
+template <typename Index>
+class DeviceStep {
+ public:
+  DeviceStep(const RuleCase& rule_case, const std::vector<BatchData<Index>>& batches,
+             const StepData& inputs, const std::vector<DeviceTable>& tables)
+      : rule_(*FindRule(rule_case.name)),
+        step_(std::vector<int64_t>{inputs.step}),
+        learning_rate_(std::vector<float>{inputs.learning_rate}),
+        grad_scale_(std::vector<float>{inputs.grad_scale}),
+        hyperparameters_(rule_case.hyperparameters),
+        wake_all_(std::vector<unsigned char>{inputs.wake_all}),
+        clip_value_(inputs.clip_value) {
+    for (size_t t = 0; t < tables.size(); ++t) {
+      const DeviceTable& data = tables[t];
+      ids_.emplace_back(batches[t].ids);
+      grads_.emplace_back(batches[t].grads);
+      gpu::TableStep<Index> one = {};
+      one.ids = ids_.back().data();
+      one.grads = grads_.back().data();
+      one.num_lookups = static_cast<int64_t>(batches[t].ids.size());
+      one.num_rows = data.host.num_rows;
+      one.table.table = data.table.data();
+      one.table.num_slots = static_cast<int>(data.slots.size());
+      for (size_t s = 0; s < data.slots.size(); ++s) one.table.slots[s] = data.slots[s].data();
+      one.table.changed_rows = data.changed_rows.data();
+      one.table.last_steps = data.last_steps.data();
+      one.table.dim = data.host.dim;
+      one.table.slot_dim = data.host.slot_dim;
+      if (data.host.has_policy()) {
+        one.pool = {data.policy.data(),  data.row_states.data(),
+                    data.entries.data(), data.floats.data(),
+                    data.state.data(),   static_cast<int64_t>(data.entries.size())};
+      }
+      one.counters = data.counters.data();
+      one.grad_scale = grad_scale_.data();
+      one.weight_decay = inputs.weight_decay;
+      steps_.push_back(one);
+    }
+    size_t num_bytes = 0;
+    REQUIRE(gpu::WorkspaceBytes(steps_, &num_bytes));
+    workspace_ = DeviceArray<char>(num_bytes);
+  }
+
+  void Apply(gpu::Report* report) const {
+    const gpu::StepInputs inputs = {step_.data(), learning_rate_.data(), hyperparameters_.data(),
+                                    reinterpret_cast<const bool*>(wake_all_.data()), clip_value_};
+    REQUIRE(gpu::ApplyStep(rule_, steps_, inputs, workspace_.data(), report, nullptr));
+  }
+  // num_slices [num_tables]
+  void Find(int32_t* num_slices, gpu::Report* report) const {
+    REQUIRE(gpu::FindSlices(steps_, step_.data(), workspace_.data(), num_slices, report, nullptr));
+  }
+  void Copy(int64_t table, Index* ids, float* grads) const {
+    REQUIRE(gpu::CopySlices(steps_, table, workspace_.data(), ids, grads, nullptr));
+  }
+
+ private:
+  const RuleInfo& rule_;
+  DeviceArray<int64_t> step_;
+  DeviceArray<float> learning_rate_, grad_scale_;
+  DeviceArray<double> hyperparameters_;
+  DeviceArray<unsigned char> wake_all_;
+  float clip_value_;
+  std::vector<DeviceArray<Index>> ids_;
+  std::vector<DeviceArray<float>> grads_;
+  std::vector<gpu::TableStep<Index>> steps_;
+  DeviceArray<char> workspace_;
+};
+
+}  // namespace slipstream::harness
+
+#endif  // SLIPSTREAM_HARNESS_STEP_DATA_H_

@@ -1,0 +1,482 @@
+// Row updates on a GPU: update_rows.h in CUDA, with the rules of update_rules.h and the decisions
+// of staleness.h.
+//
+// A group of lanes has a row; each lane holds its own elements of the row, its slots and its
+// gradient in registers and gives them to the rule as if they were a row. Rows are distinct, so
+// nothing is written twice. Rows that are not popular, and popular ones with their entries in the
+// pool, are updated by kernels of their own: what only the latter need would cost the former
+// registers. Entries have an odd number of floats, so the latter read single ones.
+//
+// Every kernel first looks whether a lookup of the step was bad, in any table, and then does
+// nothing.
+#include <new>
+
+#include "gpu_rows.cuh"
+
+namespace slipstream::gpu {
+namespace {
+
+template <typename Rule>
+__device__ const Rule& RuleOf(const TableState& state) {
+  static_assert(sizeof(Rule) <= sizeof(state.rule));
+  return *reinterpret_cast<const Rule*>(state.rule);
+}
+
+// Begins a table's step.
+template <typename Rule>
+__global__ void BeginTable(View view, StepInputs inputs, const float* grad_scale,
+                           float weight_decay) {
+  TableState& state = *view.state;
+  StepSettings settings;
+  settings.step = *inputs.step;
+  settings.learning_rate = *inputs.learning_rate;
+  settings.weight_decay = weight_decay;
+  settings.clip_value = inputs.clip_value;
+  settings.grad_scale = *grad_scale;
+  settings.hyperparameters = inputs.hyperparameters;
+  state.settings = settings;
+  new (state.rule) Rule(settings);
+  state.num_found = 0;
+  state.sleeping_change = 0;
+  for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
+  state.is_refresh = false;
+  if (view.pool.row_states == nullptr) return;
+  const PolicySettings* policy = new (state.policy) PolicySettings(view.pool.policy);
+  state.begun = *view.pool.state;
+  state.is_refresh =
+      BeginStep(*policy, settings.step, settings.learning_rate, *inputs.wake_all, &state.begun);
+}
+
+// This lane's elements from d on of what a row is updated with: the gradient of the batch, scaled
+// and clipped; what is held of it; or both.
+//   grad null if there is none
+//   held null if there is nothing
+template <int kVector>
+__device__ void LoadGrad(const float* grad, const float* held, const StepSettings& settings,
+                         int64_t d, float (&values)[kVector]) {
+  if (grad != nullptr) {
+    Load(grad + d, values);
+    const float scale = static_cast<float>(settings.grad_scale);
+    const float limit = static_cast<float>(settings.clip_value);
+    if (scale != 1 || limit != 0) {
+      for (int j = 0; j < kVector; ++j) values[j] = ScaledAndClipped(values[j], scale, limit);
+    }
+    if (held == nullptr) return;
+  }
+  for (int j = 0; j < kVector; ++j) {
+    values[j] = grad == nullptr ? held[d + j] : held[d + j] + values[j];
+  }
+}
+
+// Sets the row's bit. Rows of other groups share the word; most have been changed before.
+__device__ void MarkChanged(uint32_t* changed_rows, int64_t id) {
+  uint32_t* word = changed_rows + id / 32;
+  const uint32_t bit = uint32_t{1} << (id % 32);
+  if ((*static_cast<volatile uint32_t*>(word) & bit) == 0) atomicOr(word, bit);
+}
+
+// What a popular row brings to its update, and takes from it.
+//   held     [dim], set to 0; null if nothing is held
+//   snapshot [dim]
+//   moved    what Measure needs: the squared movement or the change of the loss, in all lanes
+struct PopularRow {
+  DriftMetric metric;
+  float* held;
+  const float* snapshot;
+  float moved;
+};
+
+// Updates a row with a gradient [dim] of this batch, which may be null for a popular one. All lanes
+// of the group call it.
+//   k       the batches that the gradient, with what is held, is the sum of
+//   popular null for a row that is not
+template <typename Rule, typename Group>
+__device__ void UpdateRow(const Group& group, const View& view, const Rule& rule, int64_t id,
+                          const float* grad, uint32_t k, PopularRow* popular) {
+  constexpr int kVector = Group::kVector;
+  const Table& table = view.table;
+  const StepSettings& settings = view.state->settings;
+  const int64_t dim = table.dim;
+  const float decay = static_cast<float>(settings.weight_decay);
+  const float learning_rate = static_cast<float>(settings.learning_rate);
+  const float* held = popular == nullptr ? nullptr : popular->held;
+
+  uint32_t missed = 0;
+  if constexpr (Rule::kHasMoments) {
+    const uint32_t step = static_cast<uint32_t>(settings.step);
+    const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
+    if (last != 0) missed = step - last - k;
+    group.Sync();  // all lanes have read it
+    if (group.lane == 0) table.last_steps[id] = static_cast<int32_t>(step);
+  }
+  if (group.lane == 0) MarkChanged(table.changed_rows, id);
+
+  float accumulator = 0;  // of a rule with a slot per row
+  if constexpr (Rule::kSlotsPerRow) {
+    RowSum<Group> squares;
+    group.ForEach(dim, [&](int64_t d, bool is_inside) {
+      float values[kVector] = {};
+      if (is_inside) LoadGrad(grad, held, settings, d, values);
+      for (int j = 0; j < kVector; ++j) values[j] *= values[j];
+      squares.Add(group, values);
+    });
+    accumulator = rule.Accumulated(table.slots[0][id], squares.Total(group), dim);
+    group.Sync();  // all lanes have read it
+    if (group.lane == 0) table.slots[0][id] = accumulator;
+  }
+
+  RowSum<Group> moved;
+  group.ForEach(dim, [&](int64_t d, bool is_inside) {
+    float terms[kVector] = {};
+    if (is_inside) {
+      float row[kVector], used[kVector], before[kVector];
+      float* row_memory = table.table + id * dim + d;
+      Load(row_memory, row);
+      LoadGrad(grad, held, settings, d, used);
+      if (popular != nullptr) {
+        for (int j = 0; j < kVector; ++j) {
+          before[j] = row[j];
+          if (held != nullptr) popular->held[d + j] = 0;
+        }
+      }
+      DecayWeights(row, kVector, decay, learning_rate, k);
+      if constexpr (Rule::kSlotsPerRow) {
+        rule.UpdatePart(row, used, kVector, accumulator);
+      } else {
+        constexpr int kNumSlots = Rule::kNumSlots;
+        float slots[kNumSlots == 0 ? 1 : kNumSlots][kVector];
+        RowState state = {row, {}};
+#pragma unroll
+        for (int s = 0; s < kNumSlots; ++s) {
+          state.slots[s] = slots[s];
+          if (s < table.num_slots) Load(table.slots[s] + id * dim + d, slots[s]);
+        }
+        rule.Update(state, used, kVector, missed, k);
+#pragma unroll
+        for (int s = 0; s < kNumSlots; ++s) {
+          if (s < table.num_slots) Store(table.slots[s] + id * dim + d, slots[s]);
+        }
+      }
+      Store(row_memory, row);
+      if (popular != nullptr) {
+        for (int j = 0; j < kVector; ++j) {
+          const float step = row[j] - before[j];
+          if (popular->metric == DriftMetric::kCoherence) terms[j] = step * step;
+          if (popular->metric == DriftMetric::kLoss) {
+            terms[j] = used[j] * (before[j] - popular->snapshot[d + j]);
+          }
+        }
+      }
+    }
+    if (popular != nullptr) moved.Add(group, terms);
+  });
+  if (popular != nullptr) popular->moved = moved.Total(group);
+}
+
+// The gradient of a row that was found, summed.
+__device__ const float* GradOf(const View& view, const FoundRow& row) {
+  return row.sum == kOwnGrad ? view.grads + row.first_lookup * view.table.dim
+                             : view.sums + row.sum * view.table.dim;
+}
+
+// Updates the rows that are not popular, and counts that. Marks those that become popular.
+template <typename Rule, typename Group>
+__global__ void __launch_bounds__(kThreads) UpdateOthers(View view) {
+  if (IsFaulty(*view.fault)) return;
+  const Group group = Group::Own();
+  const TableState& state = *view.state;
+  const Rule rule = RuleOf<Rule>(state);
+  for (int64_t r = Group::Index(); r < state.num_found; r += Group::Number()) {
+    const FoundRow row = view.rows[r];
+    if (row.sum == kNotRead || row.state < 0) continue;
+    UpdateRow(group, view, rule, row.id, GradOf(view, row), 1, nullptr);
+    if (view.pool.row_states == nullptr || group.lane != 0) continue;
+    const int32_t num_updates = OneMore(row.state);
+    view.pool.row_states[row.id] = num_updates;
+    if (HasEnough(PolicyOf(state), num_updates, state.settings.step)) {
+      view.marks[row.first_lookup] = 1;
+    }
+  }
+}
+
+// A popular row and its snapshot spread over a group, for Judge. Each lane reads what it wrote.
+template <typename Group>
+class RowPair {
+ public:
+  __device__ RowPair(const Group& group, const float* row, float* snapshot, int64_t dim)
+      : group_(group), row_(row), snapshot_(snapshot), dim_(dim) {}
+  __device__ float SquaredDistance() const {
+    return Sum([&](int64_t d) {
+      const float net = row_[d] - snapshot_[d];
+      return net * net;
+    });
+  }
+  __device__ float AbsoluteDistance() const {
+    return Sum([&](int64_t d) { return fabsf(row_[d] - snapshot_[d]); });
+  }
+  __device__ float SnapshotNorm() const {
+    return Sum([&](int64_t d) { return snapshot_[d] * snapshot_[d]; });
+  }
+  __device__ int64_t dim() const { return dim_; }
+  __device__ void TakeSnapshot() const {
+    group_.ForEach(dim_, [&](int64_t d, bool is_inside) {
+      for (int j = 0; j < Group::kVector && is_inside; ++j) snapshot_[d + j] = row_[d + j];
+    });
+  }
+
+ private:
+  template <typename Term>
+  __device__ float Sum(Term term) const {
+    RowSum<Group> sum;
+    group_.ForEach(dim_, [&](int64_t d, bool is_inside) {
+      float terms[Group::kVector] = {};
+      for (int j = 0; j < Group::kVector && is_inside; ++j) terms[j] = term(d + j);
+      sum.Add(group_, terms);
+    });
+    return sum.Total(group_);
+  }
+
+  Group group_;
+  const float* row_;
+  float* snapshot_;
+  int64_t dim_;
+};
+
+// The pool as the CPU's functions know it.
+struct EntryMemory {
+  __device__ EntryMemory(const View& view, int64_t entry)
+      : ints(view.pool.entries + entry),
+        held(view.pool.floats + entry * (2 * view.table.dim + 1)),
+        snapshot(held + view.table.dim),
+        path(snapshot + view.table.dim) {}
+  PoolEntry* ints;
+  float *held, *snapshot, *path;
+};
+
+// Updates a popular row with a gradient [dim] of its batch, or null, and what is held of it.
+template <typename Rule, typename Group>
+__device__ void UpdatePopularRow(const Group& group, const View& view, const Rule& rule,
+                                 int64_t index, const float* grad) {
+  TableState& state = *view.state;
+  const PolicySettings& policy = PolicyOf(state);
+  const EntryMemory memory(view, index);
+  // Every lane works on its own copy, to the same result.
+  PoolEntry entry = *memory.ints;
+  float path = *memory.path;
+  const bool has_held = entry.held_steps != 0;
+  const uint32_t k = static_cast<uint32_t>(entry.held_steps) + (grad != nullptr);
+  PopularRow popular = {policy.metric, has_held ? memory.held : nullptr, memory.snapshot, 0};
+  UpdateRow(group, view, rule, entry.row, grad, k, &popular);
+
+  ++entry.window_updates;
+  if (policy.metric == DriftMetric::kCoherence) path += popular.moved;
+  if (policy.metric == DriftMetric::kLoss) path -= popular.moved;
+  int64_t sleeping_change;
+  if (grad != nullptr) {
+    const int64_t dim = view.table.dim;
+    const RowPair<Group> rows(group, view.table.table + entry.row * dim, memory.snapshot, dim);
+    sleeping_change =
+        AfterUpdate(policy, state.begun, index, state.settings.step, rows, &entry, &path);
+  } else {
+    sleeping_change = AfterFlush(state.settings.step, &entry);
+  }
+  group.Sync();  // all lanes have read the entry
+  if (group.lane != 0) return;
+  *memory.ints = entry;
+  *memory.path = path;
+  if (sleeping_change != 0) {
+    atomicAdd(&state.sleeping_change, static_cast<unsigned long long>(sleeping_change));
+  }
+}
+
+// Adds the gradient [dim] of a row that is asleep to what is held of it.
+template <typename Group>
+__device__ void Hold(const Group& group, const View& view, int64_t index, const float* grad) {
+  const EntryMemory memory(view, index);
+  group.ForEach(view.table.dim, [&](int64_t d, bool is_inside) {
+    if (!is_inside) return;
+    float used[Group::kVector];
+    LoadGrad(grad, nullptr, view.state->settings, d, used);
+    for (int j = 0; j < Group::kVector; ++j) memory.held[d + j] += used[j];
+  });
+  if (group.lane == 0) {
+    ++memory.ints->held_steps;
+    ++memory.ints->num_updates;
+  }
+}
+
+// Updates the popular rows that are awake and holds the gradients of those that are deferred.
+template <typename Rule>
+__global__ void __launch_bounds__(kThreads) UpdatePopular(View view) {
+  if (IsFaulty(*view.fault)) return;
+  const auto group = Group<1, 32>::Own();
+  const TableState& state = *view.state;
+  const Rule rule = RuleOf<Rule>(state);
+  const int64_t woken_at = static_cast<int64_t>(state.begun.woken_at);
+  for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
+    const FoundRow row = view.rows[r];
+    if (row.sum == kNotRead || row.state >= 0) continue;
+    const int64_t index = -1 - static_cast<int64_t>(row.state);
+    const RowKind kind = KindOf(view.pool.entries[index], state.settings.step, woken_at);
+    group.Sync();  // all lanes have read the entry
+    if (kind == RowKind::kDeferred) {
+      Hold(group, view, index, GradOf(view, row));
+    } else {
+      UpdatePopularRow(group, view, rule, index, GradOf(view, row));
+    }
+  }
+}
+
+// Makes the marked rows popular, in order of first appearance while there are entries left.
+__global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
+  if (IsFaulty(*view.fault)) return;
+  const auto group = Group<1, 32>::Own();
+  const TableState& state = *view.state;
+  const int64_t dim = view.table.dim;
+  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
+  for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
+    const FoundRow row = view.rows[r];
+    if (row.sum == kNotRead || row.state < 0 || view.marks[row.first_lookup] == 0) continue;
+    const int64_t index = num_entries + view.places[row.first_lookup];
+    if (index >= view.pool.capacity) continue;
+    const EntryMemory memory(view, index);
+    group.ForEach(dim, [&](int64_t d, bool is_inside) {
+      if (!is_inside) return;
+      memory.held[d] = 0;
+      memory.snapshot[d] = view.table.table[row.id * dim + d];
+    });
+    if (group.lane != 0) continue;
+    *memory.path = 0;
+    *memory.ints =
+        NewEntry(PolicyOf(state), row.id, view.pool.row_states[row.id], state.settings.step);
+    view.pool.row_states[row.id] = static_cast<int32_t>(-1 - index);
+  }
+}
+
+__global__ void CountPromoted(View view) {
+  if (IsFaulty(*view.fault)) return;
+  const int64_t last = view.num_lookups - 1;
+  PolicyState& begun = view.state->begun;
+  const double num_entries = begun.num_entries + view.places[last] + view.marks[last];
+  const double capacity = static_cast<double>(view.pool.capacity);
+  begun.num_entries = num_entries < capacity ? num_entries : capacity;
+}
+
+// In a refresh, applies all that is held and wakes every row.
+template <typename Rule>
+__global__ void __launch_bounds__(kThreads) FlushHeld(View view) {
+  TableState& state = *view.state;
+  if (IsFaulty(*view.fault) || !state.is_refresh) return;
+  const auto group = Group<1, 32>::Own();
+  const Rule rule = RuleOf<Rule>(state);
+  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
+  for (int64_t e = group.Index(); e < num_entries; e += group.Number()) {
+    PoolEntry* entry = view.pool.entries + e;
+    const bool has_held = entry->held_steps > 0, sleeps = entry->wake_step > 0;
+    const int64_t id = entry->row;
+    group.Sync();  // all lanes have read the entry
+    if (has_held) {
+      // The pool may not have been restored with the table.
+      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(view.num_rows)) continue;
+      UpdatePopularRow(group, view, rule, e, nullptr);
+    } else if (sleeps && group.lane == 0) {
+      entry->wake_step = 0;
+      atomicAdd(&state.sleeping_change, ~0ull);
+    }
+  }
+}
+
+// Ends a table's step: counters and policy, or what was bad.
+template <typename Index>
+__global__ void EndTable(View view, const Index* ids, int64_t* counters, Report* report) {
+  if (IsFaulty(*view.fault)) {
+    TellFault(view, ids, report);
+    return;
+  }
+  TableState& state = *view.state;
+  counters[0] += view.num_lookups;
+  counters[1] += state.num_stale[0];
+  counters[2] += state.num_stale[1];
+  counters[3] += state.num_found;
+  counters[4] += state.num_stale[2];
+  counters[5] += state.num_stale[3];
+  if (view.pool.row_states == nullptr) return;
+  EndStep(PolicyOf(state), state.settings.step, view.num_lookups,
+          state.num_stale[0] + state.num_stale[1], static_cast<int64_t>(state.sleeping_change),
+          &state.begun);
+  *view.pool.state = state.begun;
+}
+
+template <typename Rule>
+Error UpdateTable(const View& view, const FindMemory& memory, cudaStream_t stream) {
+  const bool has_policy = view.pool.row_states != nullptr;
+  const int64_t num = view.num_lookups;
+  constexpr int kPopularLanes = Group<1, 32>::kLanes;
+  if (num > 0) {
+    if (has_policy) {
+      SLIPSTREAM_RETURN_IF_ERROR(cudaMemsetAsync(view.marks, 0, num * sizeof(int32_t), stream));
+    }
+    SLIPSTREAM_RETURN_IF_ERROR(WithGroup(view, [&](auto group) {
+      using Group = decltype(group);
+      return Launch(UpdateOthers<Rule, Group>, NumBlocks(num * Group::kLanes), kThreads, stream,
+                    view);
+    }));
+  }
+  if (!has_policy) return cudaSuccess;
+  if (num > 0) {
+    const int64_t num_blocks = NumBlocks(num * kPopularLanes);
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(UpdatePopular<Rule>, num_blocks, kThreads, stream, view));
+    SLIPSTREAM_RETURN_IF_ERROR(SumMarks(view, memory, stream));
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(PromoteRows, num_blocks, kThreads, stream, view));
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(CountPromoted, 1, 1, stream, view));
+  }
+  return Launch(FlushHeld<Rule>, NumBlocks(view.pool.capacity * kPopularLanes), kThreads, stream,
+                view);
+}
+
+template <typename Rule, typename Index>
+Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& inputs, void* workspace,
+            Report* report, cudaStream_t stream) {
+  Layout layout;
+  SLIPSTREAM_RETURN_IF_ERROR(Lay(tables, workspace, &layout));
+  SLIPSTREAM_RETURN_IF_ERROR(cudaMemsetAsync(layout.fault, 0xff, sizeof(Fault), stream));
+  for (size_t t = 0; t < tables.size(); ++t) {
+    const View& view = layout.views[t];
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(BeginTable<Rule>, 1, 1, stream, view, inputs,
+                                      tables[t].grad_scale, tables[t].weight_decay));
+    SLIPSTREAM_RETURN_IF_ERROR(FindRows(tables[t], view, layout.find, stream));
+  }
+  // Every table is checked before any is written.
+  for (size_t t = 0; t < tables.size(); ++t) {
+    const View& view = layout.views[t];
+    SLIPSTREAM_RETURN_IF_ERROR(UpdateTable<Rule>(view, layout.find, stream));
+    SLIPSTREAM_RETURN_IF_ERROR(
+        Launch(EndTable<Index>, 1, 1, stream, view, tables[t].ids, tables[t].counters, report));
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+template <typename Index>
+Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& tables,
+                const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream) {
+  const std::string name = rule.name;
+  if (name == "sgd") return Apply<Sgd>(tables, inputs, workspace, report, stream);
+  if (name == "momentum") return Apply<Momentum>(tables, inputs, workspace, report, stream);
+  if (name == "adagrad") return Apply<Adagrad>(tables, inputs, workspace, report, stream);
+  if (name == "row_wise_adagrad") {
+    return Apply<RowWiseAdagrad>(tables, inputs, workspace, report, stream);
+  }
+  if (name == "adam") return Apply<Adam>(tables, inputs, workspace, report, stream);
+  if (name == "rmsprop") return Apply<RmsProp>(tables, inputs, workspace, report, stream);
+  if (name == "ftrl") return Apply<Ftrl>(tables, inputs, workspace, report, stream);
+  return cudaErrorInvalidValue;
+}
+
+template Error ApplyStep(const RuleInfo&, const std::vector<TableStep<int32_t>>&, const StepInputs&,
+                         void*, Report*, CUstream_st*);
+template Error ApplyStep(const RuleInfo&, const std::vector<TableStep<int64_t>>&, const StepInputs&,
+                         void*, Report*, CUstream_st*);
+
+}  // namespace slipstream::gpu
