@@ -51,7 +51,7 @@ inline TableData NewTable(const RuleCase& rule_case, int64_t num_rows, int64_t d
                     std::vector<float>(num_rows * data.slot_dim, 0.125f));
   data.changed_rows.resize((num_rows + 31) / 32);
   data.last_steps.resize(rule.has_moments ? num_rows : 0);
-  data.counters.resize(6);
+  data.counters.resize(7);
   if (!policy.empty()) {
     data.row_states.resize(num_rows);
     data.entries.resize(capacity);

@@ -58,9 +58,15 @@ struct Pool {
   int64_t capacity;
 };
 
+// Copies within the device's memory.
+Error CopyBytes(void* to, const void* from, size_t num_bytes, CUstream_st* stream);
+// Copies from the device's memory and waits for that, and so for all that the stream did before.
+Error ReadBytes(void* to, const void* from, size_t num_bytes, CUstream_st* stream);
+
 // What one step looked up in one table, as Lookups; the table, and what goes with it.
 //   table      as Table; `staleness` is not used
-//   counters   [6]: the fields of RowCounts are added to them, in its order
+//   counters   [7]: the fields of RowCounts are added to the first six, in its order; 1 to the last
+//              if the step changed nothing because something was bad in any table
 //   grad_scale scalar
 template <typename Index>
 struct TableStep {

@@ -393,6 +393,15 @@ BadLookup TakeReport(Report* report) {
   return bad;
 }
 
+Error CopyBytes(void* to, const void* from, size_t num_bytes, CUstream_st* stream) {
+  return cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToDevice, stream);
+}
+
+Error ReadBytes(void* to, const void* from, size_t num_bytes, CUstream_st* stream) {
+  SLIPSTREAM_RETURN_IF_ERROR(cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyDeviceToHost, stream));
+  return cudaStreamSynchronize(stream);
+}
+
 template <typename Index>
 Error Lay(const std::vector<TableStep<Index>>& tables, void* workspace, Layout* layout) {
   Arena arena(workspace);

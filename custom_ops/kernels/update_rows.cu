@@ -390,6 +390,7 @@ __global__ void __launch_bounds__(kThreads) FlushHeld(View view) {
 template <typename Index>
 __global__ void EndTable(View view, const Index* ids, int64_t* counters, Report* report) {
   if (IsFaulty(*view.fault)) {
+    counters[6] += 1;
     TellFault(view, ids, report);
     return;
   }

@@ -48,7 +48,7 @@ void TableVariables::LockForReading() {
   for (tensorflow::mutex* mutex : read_locked_) mutex->lock_shared();
 }
 
-absl::Status TableVariables::LockForWriting(OpKernelContext* context) {
+absl::Status TableVariables::LockForWriting(OpKernelContext* context, const Copy& copy_tensor) {
   write_locked_ = SortedMutexes();
   for (tensorflow::mutex* mutex : write_locked_) mutex->lock();
   if (write_locked_.size() != variables_.size()) {
@@ -65,8 +65,12 @@ absl::Status TableVariables::LockForWriting(OpKernelContext* context) {
     if (variable->copy_on_read_mode.load() || tensor->RefCountIsOne()) continue;
     Tensor copy;
     TF_RETURN_IF_ERROR(context->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
-    const auto from = tensor->tensor_data();
-    std::memcpy(const_cast<char*>(copy.tensor_data().data()), from.data(), from.size());
+    if (copy_tensor != nullptr) {
+      TF_RETURN_IF_ERROR(copy_tensor(*tensor, &copy));
+    } else {
+      const auto from = tensor->tensor_data();
+      std::memcpy(const_cast<char*>(copy.tensor_data().data()), from.data(), from.size());
+    }
     *tensor = copy;
   }
   return absl::OkStatus();

@@ -1,6 +1,7 @@
 #ifndef SLIPSTREAM_TF_TABLE_VARIABLES_H_
 #define SLIPSTREAM_TF_TABLE_VARIABLES_H_
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,9 @@ class TableVariables {
   void LockForReading();
   // The same, alone; and makes each writable in place. A buffer that somebody else still holds (a
   // dense read that is not done with it) is copied first, as TensorFlow's own assignments do.
-  absl::Status LockForWriting(tensorflow::OpKernelContext* context);
+  // `copy` does so for a tensor that is not in host memory.
+  using Copy = std::function<absl::Status(const tensorflow::Tensor& from, tensorflow::Tensor* to)>;
+  absl::Status LockForWriting(tensorflow::OpKernelContext* context, const Copy& copy = nullptr);
 
   // The i-th variable added, while locked.
   tensorflow::Tensor* tensor(int64_t i) { return variables_[i]->tensor(); }
