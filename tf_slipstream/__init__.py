@@ -5,6 +5,7 @@ What users import. No logic here; to add a public name, import it and list it in
 
 from tf_slipstream import data, export
 from tf_slipstream.embedding import SlipstreamEmbedding
+from tf_slipstream.ops import build_info
 from tf_slipstream.optimizer import SlipstreamOptimizer
 from tf_slipstream.policy import StalenessPolicy
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
@@ -18,6 +19,7 @@ __all__ = [
     "SlipstreamEmbedding",
     "SlipstreamOptimizer",
     "StalenessPolicy",
+    "build_info",
     "data",
     "export",
 ]

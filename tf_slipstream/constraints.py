@@ -19,7 +19,8 @@ def constrain_rows(constraint, state, ids):
     table = state.table
     if not _is_row_by_row(constraint):
         table.assign(constraint(table))
-        state.changed_rows.assign(tf.fill(tf.shape(state.changed_rows), -1))
+        all_changed = tf.fill(tf.shape(state.changed_rows), -1)
+        state.changed_rows.assign(tf.bitcast(all_changed, state.changed_rows.dtype))
         return
     ids, _ = tf.unique(ids)
     table.scatter_update(tf.IndexedSlices(constraint(tf.gather(table, ids)), ids))

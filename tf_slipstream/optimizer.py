@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
 from tf_slipstream.embedding import table_spec, wake_rows_of
+from tf_slipstream.ops._library import row_int_dtype
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 from tf_slipstream.ops.staleness import (
@@ -16,7 +17,12 @@ from tf_slipstream.ops.staleness import (
     initial_threshold,
     pool_capacity,
 )
-from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
+from tf_slipstream.ops.table_state import (
+    COUNTERS,
+    NUM_COUNTERS,
+    NUM_REFUSED_STEPS,
+    TableState,
+)
 from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
 from tf_slipstream.skip_stats import SkipStats
@@ -114,6 +120,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     def _add_state(self, variable, name, policy):
         table = _keras.tf_variable(variable)
         num_rows, dim = table.shape
+        row_int = row_int_dtype(table.device)
 
         def add(suffix, shape, dtype, value=0):
             """Adds a variable with equal elements, or with equal rows."""
@@ -137,12 +144,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             name=name,
             table=table,
             slots=slots,
-            last_steps=add("last_steps", (num_rows,), "int32") if self._rule.has_moments else None,
-            changed_rows=add("changed_rows", (-(-num_rows // 32),), "int32"),
+            last_steps=add("last_steps", (num_rows,), row_int) if self._rule.has_moments else None,
+            changed_rows=add("changed_rows", (-(-num_rows // 32),), row_int),
             counters=add("counters", (NUM_COUNTERS,), "int64"),
             policy=policy,
             correlation=self._rule.correlation,
-            **({} if policy is None else _policy_variables(policy, num_rows, dim, add)),
+            **({} if policy is None else _policy_variables(policy, num_rows, dim, row_int, add)),
         )
 
     def _apply(self, grads, variables):
@@ -240,6 +247,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         format. Call it eagerly, outside of a strategy's replicas. The learning rate is that of the
         step to come.
         """
+        self._raise_for_refused_steps()
         states = [state for state in self._states.values() if state.policy is not None]
         if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
@@ -302,6 +310,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
             first step.
         """
+        self._raise_for_refused_steps()
         stats = {}
         for state in self._states.values():
             counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
@@ -317,6 +326,22 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 drift_threshold=drift_threshold,
             )
         return stats
+
+    def _raise_for_refused_steps(self):
+        """Raises, once, where a GPU refused a step and no later step has told: it may be the last."""
+        for state in self._states.values():
+            counters = state.counters.numpy()
+            num_refused = int(counters[NUM_REFUSED_STEPS])
+            if num_refused > 0:
+                counters[NUM_REFUSED_STEPS] = 0
+                state.counters.assign(counters)
+                raise tf.errors.InvalidArgumentError(
+                    None,
+                    None,
+                    f"table '{state.name}': {num_refused} step(s) had an id outside of the table, "
+                    "or a gradient that is NaN or infinite, and changed no table. Look at the loss "
+                    "and the inputs, lower the learning rate or clip gradients.",
+                )
 
     def save_own_variables(self, store):
         self.wake_all()
@@ -364,13 +389,13 @@ def _hold_for(optimizer, table):
     table._trackable_children = children_after_waking
 
 
-def _policy_variables(policy, num_rows, dim, add):
+def _policy_variables(policy, num_rows, dim, row_int, add):
     """Returns the fields of a `TableState` that a policy needs."""
     capacity = pool_capacity(policy, num_rows)
     initial = dict.fromkeys(POLICY_STATES, 0.0)
     initial |= {"threshold": initial_threshold(policy), "strictness": 1.0}
     return {
-        "row_states": add("row_states", (num_rows,), "int32"),
+        "row_states": add("row_states", (num_rows,), row_int),
         "pool_ints": add("pool_ints", (capacity, len(POOL_INTS)), "int64"),
         "pool_floats": add("pool_floats", (capacity, 2 * dim + 1), "float32"),
         "policy_state": add(

@@ -170,6 +170,27 @@ struct DeviceTable {
   }
   DeviceTable(DeviceTable&&) = default;
 
+  // One without policy that has no copy in host memory; all bytes 0.
+  DeviceTable(const RuleCase& rule_case, int64_t num_rows, int64_t dim) {
+    const RuleInfo& rule = *FindRule(rule_case.name);
+    host.num_rows = num_rows;
+    host.dim = dim;
+    host.slot_dim = rule.slots_per_row ? 1 : dim;
+    table = Zeros<float>(num_rows * dim);
+    for (int s = 0; s < rule.num_slots(rule_case.hyperparameters.data()); ++s) {
+      slots.push_back(Zeros<float>(num_rows * host.slot_dim));
+    }
+    changed_rows = Zeros<uint32_t>((num_rows + 31) / 32);
+    last_steps = Zeros<int32_t>(rule.has_moments ? num_rows : 0);
+    counters = Zeros<int64_t>(7);
+  }
+  template <typename T>
+  static DeviceArray<T> Zeros(int64_t num) {
+    DeviceArray<T> array(num);
+    if (num > 0) REQUIRE(cudaMemsetAsync(array.data(), 0, num * sizeof(T), nullptr));
+    return array;
+  }
+
   // As it is now.
   TableData Download() const {
     TableData data = host;
@@ -185,7 +206,7 @@ struct DeviceTable {
     return data;
   }
 
-  TableData host;  // its sizes
+  TableData host = {};  // its sizes
   DeviceArray<float> table;
   std::vector<DeviceArray<float>> slots;
   DeviceArray<uint32_t> changed_rows;
@@ -242,10 +263,10 @@ class DeviceStep {
     workspace_ = DeviceArray<char>(num_bytes);
   }
 
-  void Apply(gpu::Report* report) const {
+  void Apply(gpu::Report* report, gpu::Half half = gpu::Half::kBoth) const {
     const gpu::StepInputs inputs = {step_.data(), learning_rate_.data(), hyperparameters_.data(),
                                     reinterpret_cast<const bool*>(wake_all_.data()), clip_value_};
-    REQUIRE(gpu::ApplyStep(rule_, steps_, inputs, workspace_.data(), report, nullptr));
+    REQUIRE(gpu::ApplyStep(rule_, steps_, inputs, workspace_.data(), report, nullptr, half));
   }
   // num_slices [num_tables]
   void Find(int32_t* num_slices, gpu::Report* report) const {

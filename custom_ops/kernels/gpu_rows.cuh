@@ -111,20 +111,22 @@ __device__ inline bool IsFaulty(const Fault& fault) {
   return fault.bad_id != kNoFault || fault.bad_row != kNoFault;
 }
 
-// Tells `report` of the step's first fault, if it is in this table. One thread calls it.
+// Tells `report` of the step's first fault, if it is in this table and the report is free. Returns
+// whether it is. One thread calls it.
 template <typename Index>
-__device__ void TellFault(const View& view, const Index* ids, Report* report) {
+__device__ bool TellFault(const View& view, const Index* ids, Report* report) {
   const bool is_id = view.fault->bad_id != kNoFault;
   const unsigned long long packed = is_id ? view.fault->bad_id : view.fault->bad_row;
-  if (packed == kNoFault || static_cast<int64_t>(packed >> 33) != view.index) return;
+  if (packed == kNoFault || static_cast<int64_t>(packed >> 33) != view.index) return false;
   volatile Report* to = report;
-  if (to->kind != BadLookup::kNone) return;
+  if (to->kind != BadLookup::kNone) return true;
   const int64_t lookup = static_cast<int64_t>(packed >> 1 & 0xffffffffull);
   to->table = view.index;
   to->lookup = lookup;
   to->id = ids[lookup];
   __threadfence_system();  // the host sees `kind` last
   to->kind = is_id ? BadLookup::kId : packed & 1 ? BadLookup::kState : BadLookup::kGradient;
+  return true;
 }
 
 // kLanes lanes of a warp that work on one row together. Lane i has the elements

@@ -66,7 +66,7 @@ Error ReadBytes(void* to, const void* from, size_t num_bytes, CUstream_st* strea
 // What one step looked up in one table, as Lookups; the table, and what goes with it.
 //   table      as Table; `staleness` is not used
 //   counters   [7]: the fields of RowCounts are added to the first six, in its order; 1 to the last
-//              if the step changed nothing because something was bad in any table
+//              if the step changed nothing because of something in this table
 //   grad_scale scalar
 template <typename Index>
 struct TableStep {
@@ -95,11 +95,16 @@ struct StepInputs {
 template <typename Index>
 Error WorkspaceBytes(const std::vector<TableStep<Index>>& tables, size_t* num_bytes);
 
+// The halves of a step: finding rows, in all tables, before any is updated. What the first leaves
+// in the workspace the second takes from there.
+enum class Half { kBoth, kFind, kUpdate };
+
 // Updates the live rows of every table as UpdateRows does. If a lookup is bad, in any table, the
 // step changes nothing and tells `report`.
 template <typename Index>
 Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& tables,
-                const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream);
+                const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream,
+                Half half = Half::kBoth);
 
 // Finds the rows that are not skipped, which CopySlices then copies in order of first appearance.
 // Of a TableStep it uses what Lookups has, and the pool.

@@ -390,8 +390,7 @@ __global__ void __launch_bounds__(kThreads) FlushHeld(View view) {
 template <typename Index>
 __global__ void EndTable(View view, const Index* ids, int64_t* counters, Report* report) {
   if (IsFaulty(*view.fault)) {
-    counters[6] += 1;
-    TellFault(view, ids, report);
+    counters[6] += TellFault(view, ids, report);
     return;
   }
   TableState& state = *view.state;
@@ -437,18 +436,20 @@ Error UpdateTable(const View& view, const FindMemory& memory, cudaStream_t strea
 
 template <typename Rule, typename Index>
 Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& inputs, void* workspace,
-            Report* report, cudaStream_t stream) {
+            Report* report, cudaStream_t stream, Half half) {
   Layout layout;
   SLIPSTREAM_RETURN_IF_ERROR(Lay(tables, workspace, &layout));
-  SLIPSTREAM_RETURN_IF_ERROR(cudaMemsetAsync(layout.fault, 0xff, sizeof(Fault), stream));
-  for (size_t t = 0; t < tables.size(); ++t) {
+  if (half != Half::kUpdate) {
+    SLIPSTREAM_RETURN_IF_ERROR(cudaMemsetAsync(layout.fault, 0xff, sizeof(Fault), stream));
+  }
+  for (size_t t = 0; t < tables.size() && half != Half::kUpdate; ++t) {
     const View& view = layout.views[t];
     SLIPSTREAM_RETURN_IF_ERROR(Launch(BeginTable<Rule>, 1, 1, stream, view, inputs,
                                       tables[t].grad_scale, tables[t].weight_decay));
     SLIPSTREAM_RETURN_IF_ERROR(FindRows(tables[t], view, layout.find, stream));
   }
   // Every table is checked before any is written.
-  for (size_t t = 0; t < tables.size(); ++t) {
+  for (size_t t = 0; t < tables.size() && half != Half::kFind; ++t) {
     const View& view = layout.views[t];
     SLIPSTREAM_RETURN_IF_ERROR(UpdateTable<Rule>(view, layout.find, stream));
     SLIPSTREAM_RETURN_IF_ERROR(
@@ -461,23 +462,26 @@ Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& input
 
 template <typename Index>
 Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& tables,
-                const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream) {
+                const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream,
+                Half half) {
   const std::string name = rule.name;
-  if (name == "sgd") return Apply<Sgd>(tables, inputs, workspace, report, stream);
-  if (name == "momentum") return Apply<Momentum>(tables, inputs, workspace, report, stream);
-  if (name == "adagrad") return Apply<Adagrad>(tables, inputs, workspace, report, stream);
+  if (name == "sgd") return Apply<Sgd>(tables, inputs, workspace, report, stream, half);
+  if (name == "momentum") return Apply<Momentum>(tables, inputs, workspace, report, stream, half);
+  if (name == "adagrad") return Apply<Adagrad>(tables, inputs, workspace, report, stream, half);
   if (name == "row_wise_adagrad") {
-    return Apply<RowWiseAdagrad>(tables, inputs, workspace, report, stream);
+    return Apply<RowWiseAdagrad>(tables, inputs, workspace, report, stream, half);
   }
-  if (name == "adam") return Apply<Adam>(tables, inputs, workspace, report, stream);
-  if (name == "rmsprop") return Apply<RmsProp>(tables, inputs, workspace, report, stream);
-  if (name == "ftrl") return Apply<Ftrl>(tables, inputs, workspace, report, stream);
+  if (name == "adam") return Apply<Adam>(tables, inputs, workspace, report, stream, half);
+  if (name == "rmsprop") return Apply<RmsProp>(tables, inputs, workspace, report, stream, half);
+  if (name == "ftrl") return Apply<Ftrl>(tables, inputs, workspace, report, stream, half);
   return cudaErrorInvalidValue;
 }
 
-template Error ApplyStep(const RuleInfo&, const std::vector<TableStep<int32_t>>&, const StepInputs&,
-                         void*, Report*, CUstream_st*);
-template Error ApplyStep(const RuleInfo&, const std::vector<TableStep<int64_t>>&, const StepInputs&,
-                         void*, Report*, CUstream_st*);
+#define SLIPSTREAM_INSTANTIATE(Index)                                             \
+  template Error ApplyStep(const RuleInfo&, const std::vector<TableStep<Index>>&, \
+                           const StepInputs&, void*, Report*, CUstream_st*, Half);
+SLIPSTREAM_INSTANTIATE(int32_t)
+SLIPSTREAM_INSTANTIATE(int64_t)
+#undef SLIPSTREAM_INSTANTIATE
 
 }  // namespace slipstream::gpu

@@ -112,7 +112,7 @@ class DeltaTracker:
             self._check_table(table)
         for name, state in self.tables.items():
             if table in (None, name):
-                state.changed_rows.assign(np.full(state.changed_rows.shape, -1, np.int32))
+                _assign_words(state, np.full(state.changed_rows.shape, -1, np.int32))
 
     def mark_rows(self, table, ids):
         """Notes that some rows may have changed.
@@ -130,7 +130,8 @@ class DeltaTracker:
             )
         bits = np.zeros(state.num_rows, bool)
         bits[ids] = True
-        state.changed_rows.assign(state.changed_rows.numpy() | _as_words(bits))
+        words = state.changed_rows.numpy().view(np.int32)
+        _assign_words(state, words | _as_words(bits))
 
     def _check_table(self, table):
         if table not in self.tables:
@@ -164,7 +165,7 @@ class DeltaTracker:
             counters = state.counters.numpy()
             counters[_MARK_COUNTER] = mark.id
             state.counters.assign(counters)
-            state.changed_rows.assign(np.zeros(state.changed_rows.shape, np.int32))
+            _assign_words(state, np.zeros(state.changed_rows.shape, np.int32))
 
     def _changed_since(self, mark, state):
         known = self._store.changed_between(state.name, _mark_id(state), mark.id)
@@ -218,3 +219,8 @@ def _as_words(bits):
     """Returns int32 words of booleans `[num_rows]`, as in `TableState.changed_rows`."""
     packed = np.packbits(bits, bitorder="little")
     return np.pad(packed, (0, -len(packed) % 4)).view("<i4")
+
+
+def _assign_words(state, words):
+    # The variable may have another type of the same bits, see `TableState`.
+    state.changed_rows.assign(words.view(state.changed_rows.dtype.as_numpy_dtype))

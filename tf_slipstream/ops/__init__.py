@@ -4,3 +4,7 @@ No Keras here: functions on `tf.Variable`s and tensors. `_library.py` alone load
 native library. To add one: its OpKernel in `custom_ops/tf`, its function here, its test in
 `tests/ops`.
 """
+
+from tf_slipstream.ops._library import build_info
+
+__all__ = ["build_info"]

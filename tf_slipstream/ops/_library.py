@@ -1,6 +1,7 @@
 """Loads the native library, or says once why not."""
 
 import contextlib
+import ctypes
 import functools
 import importlib.resources
 import os
@@ -21,9 +22,37 @@ def native_ops(device=""):
     """Returns the module of native ops, or None where the fallback is to be used.
 
     Args:
-        device: Name of the tables' device. The ops have CPU kernels alone.
+        device: Name of the tables' device. On a GPU the ops need the CUDA kernels.
     """
-    return _load() if _enabled and ":GPU:" not in device else None
+    if not _enabled or (_is_gpu(device) and not _built_for()[1]):
+        return None
+    return _load()
+
+
+def build_info():
+    """Says what native ops there are.
+
+    Returns:
+        Dict with `native`, whether native ops are in use; `tensorflow`, the `"major.minor"` version
+        that they were built for, None without them; `cuda`, whether they have CUDA kernels; and
+        `cuda_archs`, a list of the GPU architectures that these were built for: `"80-real"` for
+        compute capability 8.0, `"90"` for 9.0 and, compiled when they are loaded, all later ones.
+    """
+    is_native = native_ops() is not None
+    version, archs = _built_for() if is_native else (None, [])
+    return {"native": is_native, "tensorflow": version, "cuda": bool(archs), "cuda_archs": archs}
+
+
+def row_int_dtype(device):
+    """Returns the dtype of a table's int32 variables on its device, which has their bits.
+
+    TensorFlow keeps no int32 variable in a GPU's memory, where the CUDA kernels need them.
+    """
+    return "uint32" if _is_gpu(device) and native_ops(device) is not None else "int32"
+
+
+def _is_gpu(device):
+    return ":GPU:" in device
 
 
 @contextlib.contextmanager
@@ -63,12 +92,27 @@ def _load():
         found = ", ".join(built_versions()) or "none"
         _warn(f"has no native ops for TensorFlow {version} (built for: {found})")
         return None
-    library = importlib.resources.files(__package__) / f"_slipstream_ops_tf{version}.so"
     try:
-        return tf.load_op_library(str(library))
+        return tf.load_op_library(_path())
     except (tf.errors.NotFoundError, OSError) as error:
         _warn(f"could not load its native ops: {error}")
         return None
+
+
+def _path():
+    name = f"_slipstream_ops_tf{tensorflow_minor_version()}.so"
+    return str(importlib.resources.files(__package__) / name)
+
+
+@functools.cache
+def _built_for():
+    """Returns the TensorFlow version that the library was built for and its CUDA architectures."""
+    if _load() is None:
+        return None, []
+    describe = ctypes.CDLL(_path()).SlipstreamBuildInfo
+    describe.restype = ctypes.c_char_p
+    version, *archs = describe().decode().replace(",", " ").split()
+    return version, archs
 
 
 def _warn(what):

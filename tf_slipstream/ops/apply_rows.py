@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library, staleness
 from tf_slipstream.ops.live_slices import find_rows, policy_handles
+from tf_slipstream.ops.table_state import gather_int32, scatter_int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,7 @@ class _TableUpdate:
             rows = self._decayed(rows, batches)
         missed = None
         if state.last_steps is not None:
-            last = tf.gather(state.last_steps, ids)
+            last = gather_int32(state.last_steps, ids)
             step = tf.cast(settings.step, tf.int32)
             missed = tf.where(last[:, tf.newaxis] == 0, 0, step - last[:, tf.newaxis] - batches)
         slots = [tf.gather(slot, ids) for slot in state.slots]
@@ -171,7 +172,7 @@ class _TableUpdate:
         done = [_scatter(state.table, ids, rows)]
         done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
         if state.last_steps is not None:
-            done.append(_scatter(state.last_steps, ids, tf.fill(tf.shape(ids), step)))
+            done.append(scatter_int32(state.last_steps, ids, tf.fill(tf.shape(ids), step)))
         done.append(_mark_changed(state.changed_rows, ids))
         return before, rows, done
 
@@ -187,9 +188,11 @@ class _TableUpdate:
 def _mark_changed(changed_rows, ids):
     words = tf.cast(ids // 32, tf.int64)
     bits = tf.bitwise.left_shift(tf.ones_like(ids, tf.int32), tf.cast(ids % 32, tf.int32))
+    bits = tf.bitcast(bits, changed_rows.dtype)
     is_set = tf.bitwise.bitwise_and(tf.gather(changed_rows, words), bits) != 0
     # Ids are distinct, so adding the bits that are missing is an OR.
-    return changed_rows.scatter_add(tf.IndexedSlices(tf.where(is_set, 0, bits), words))
+    missing = tf.where(is_set, tf.zeros_like(bits), bits)
+    return changed_rows.scatter_add(tf.IndexedSlices(missing, words))
 
 
 def _scatter(variable, ids, rows):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library
 from tf_slipstream.ops.staleness import kinds_of
+from tf_slipstream.ops.table_state import gather_int32
 
 # What the fallback finds in a table: distinct rows with their summed gradients, `tf.IndexedSlices`;
 # their row states int32 `[num_rows]` and whether they are deferred, None without a policy; and
@@ -96,7 +97,7 @@ def _find(slices, state, step, woken_at):
     ids, lookup_row, num_lookups = tf.unique_with_counts(slices.indices, out_idx=tf.int64)
     row_states, deferred, skipped = None, tf.zeros_like(ids, tf.bool), tf.zeros_like(ids, tf.bool)
     if state.policy is not None:
-        row_states = tf.gather(state.row_states, ids)
+        row_states = gather_int32(state.row_states, ids)
         deferred, skipped = kinds_of(state, row_states, step, woken_at)
     # A skipped row's gradient is left out before the sum, so that it is never read.
     is_read = tf.logical_not(tf.gather(skipped, lookup_row))

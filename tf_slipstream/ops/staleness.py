@@ -8,6 +8,8 @@ import math
 
 import tensorflow as tf
 
+from tf_slipstream.ops.table_state import gather_int32, scatter_int32
+
 DRIFT_METRICS = ("coherence", "relative_l2", "l2", "mean_abs", "loss")
 POOL_INTS = (
     "row",
@@ -83,7 +85,7 @@ def stale_lookups(state, ids, step):
     """
     if state.policy is None:
         return tf.zeros_like(ids, tf.bool)
-    is_deferred, is_skipped = kinds_of(state, tf.gather(state.row_states, ids), step)
+    is_deferred, is_skipped = kinds_of(state, gather_int32(state.row_states, ids), step)
     return is_deferred | is_skipped
 
 
@@ -319,7 +321,7 @@ def _count(state, ids, row_states, after, step):
     place = num_entries + tf.cumsum(tf.cast(is_candidate, tf.int64), exclusive=True)
     is_promoted = is_candidate & (place < state.pool_ints.shape[0])
     states = tf.where(is_promoted, tf.cast(-1 - place, tf.int32), num_updates)
-    done = [_scatter(state.row_states, ids, states)]
+    done = [scatter_int32(state.row_states, ids, states)]
     place, after = tf.boolean_mask(place, is_promoted), tf.boolean_mask(after, is_promoted)
     zero = tf.zeros_like(place)
     new = _Entries(

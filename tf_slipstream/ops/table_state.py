@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-# Fields of a table's counters, in their order there; the last but one is not in use, the last
+# Fields of a table's counters, in their order there; then NUM_REFUSED_STEPS, and the last
 # is the id of the publication that `changed_rows` counts from (`tf_slipstream.export`).
 COUNTERS = (
     "num_lookups",
@@ -15,11 +15,16 @@ COUNTERS = (
     "num_deferred_row_updates",
 )
 NUM_COUNTERS = 8
+# The field that counts the steps that a GPU refused for an id or a gradient in this table.
+NUM_REFUSED_STEPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class TableState:
     """A table with its optimizer state, all `tf.Variable`s on one device.
+
+    What is int32 here is uint32, with the same bits, for a table on a GPU with CUDA kernels; read
+    and write it by `gather_int32` and `scatter_int32`.
 
     Attributes:
         name: The table's name in errors and statistics.
@@ -55,3 +60,17 @@ class TableState:
     @property
     def num_rows(self):
         return int(self.table.shape[0])
+
+
+def gather_int32(variable, ids):
+    """Returns elements of an int32 variable of a `TableState`."""
+    return _bits(tf.gather(variable, ids), tf.int32)
+
+
+def scatter_int32(variable, ids, values):
+    """Sets elements of an int32 variable of a `TableState`, by distinct ids."""
+    return variable.scatter_update(tf.IndexedSlices(_bits(values, variable.dtype), ids))
+
+
+def _bits(values, dtype):
+    return values if values.dtype == dtype else tf.bitcast(values, dtype)

@@ -31,6 +31,8 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool is_done;
+  const Barrier* waits_at;  // null: it can go on
+  int64_t generation;       // of that barrier while it waits
 };
 
 // Of the block that runs.
@@ -38,7 +40,6 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
 ucontext_t scheduler;
 const std::function<void()>* running_kernel;
-bool has_progress;
 [[maybe_unused]] const void* scheduler_stack;
 [[maybe_unused]] size_t scheduler_bytes;
 
@@ -66,7 +67,6 @@ void RunFiber() {
   Fiber* own = fibers[threadIdx.x].get();
   (*running_kernel)();
   own->is_done = true;
-  has_progress = true;
   SwitchToScheduler(own, true);
 }
 
@@ -99,6 +99,7 @@ void RunBlock() {
   for (const unsigned thread : turns) {
     Fiber& fiber = *fibers[thread];
     fiber.is_done = false;
+    fiber.waits_at = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -107,10 +108,13 @@ void RunBlock() {
   }
   for (bool all_done = false; !all_done;) {
     all_done = true;
-    has_progress = false;
+    bool has_progress = false;
     for (const unsigned thread : turns) {
-      if (fibers[thread]->is_done) continue;
+      const Fiber& fiber = *fibers[thread];
+      if (fiber.is_done) continue;
       all_done = false;
+      if (fiber.waits_at != nullptr && fiber.waits_at->generation == fiber.generation) continue;
+      has_progress = true;
       Resume(thread);
     }
     if (!all_done && !has_progress) Fail("lanes wait for others that do not come");
@@ -131,17 +135,17 @@ void WarpBarrier(unsigned mask) {
   const unsigned bit = 1u << Lane();
   if ((mask & bit) == 0) Fail("a lane waits under a mask that does not name it");
   Barrier& barrier = OwnWarp().barriers[mask];
-  const int64_t generation = barrier.generation;
   barrier.arrived |= bit;
-  has_progress = true;
   if (barrier.arrived == mask) {
     barrier.arrived = 0;
     ++barrier.generation;
     return;
   }
   Fiber* own = fibers[threadIdx.x].get();
-  while (barrier.generation == generation) SwitchToScheduler(own, false);
-  has_progress = true;
+  own->waits_at = &barrier;
+  own->generation = barrier.generation;
+  SwitchToScheduler(own, false);
+  own->waits_at = nullptr;
 }
 
 void Run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
