@@ -13,10 +13,11 @@
 
 namespace slipstream::gpu {
 
-// Few enough that registers never bound it below a full multiprocessor at 32 a thread, and a
-// multiple of every group of lanes.
+// A multiple of every group of lanes; small, so that a kernel with many registers still fills a
+// multiprocessor well (at 64 registers a thread, four blocks of 256).
 inline constexpr int kThreads = 256;
-// Blocks that a multiprocessor can hold at once, twice: the rest of the work comes in loops.
+// Twice the blocks that a multiprocessor holds at once, so that those who are done early find more;
+// the rest of the work comes in loops.
 inline constexpr int64_t kBlocksPerMultiprocessor = 16;
 
 // A row that a step looked up.

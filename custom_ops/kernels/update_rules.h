@@ -237,10 +237,20 @@ struct RmsProp {
         centered(s.hyperparameters[3] != 0) {}
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
                                 uint32_t missed, uint32_t k) const {
+    if (centered) {
+      UpdateAs<true>(r, grad, dim, missed, k);
+    } else {
+      UpdateAs<false>(r, grad, dim, missed, k);
+    }
+  }
+  // Which slot is which is then known to the compiler, without which a GPU holds none in registers.
+  template <bool kCentered>
+  SLIPSTREAM_INLINE void UpdateAs(RowState r, const float* __restrict grad, int64_t dim,
+                                  uint32_t missed, uint32_t k) const {
     float* __restrict row = r.row;
     float* __restrict velocity = r.slots[0];
-    float* __restrict mean = r.slots[1];                   // centered only
-    float* __restrict buffer = r.slots[centered ? 2 : 1];  // with momentum only
+    float* __restrict mean = r.slots[1];                    // centered only
+    float* __restrict buffer = r.slots[kCentered ? 2 : 1];  // with momentum only
     const double kept = IntegerPower(rho, k);
     const float keep = static_cast<float>(kept), take = static_cast<float>(1 - kept);
     const float mu = static_cast<float>(momentum), share = 1.0f / k, batches = k;
@@ -249,13 +259,13 @@ struct RmsProp {
     if (missed > 0) {
       const float decay = static_cast<float>(IntegerPower(rho, missed));
       Scale(velocity, dim, decay);
-      if (centered) Scale(mean, dim, decay);
+      if (kCentered) Scale(mean, dim, decay);
       if (momentum > 0) Scale(buffer, dim, IntegerPower(momentum, missed));
     }
     for (int64_t d = 0; d < dim; ++d) {
       velocity[d] = keep * velocity[d] + take * (grad[d] * grad[d] * share);
       float denominator = velocity[d] + epsilon;
-      if (centered) {
+      if (kCentered) {
         mean[d] = keep * mean[d] + take * (grad[d] * share);
         denominator = velocity[d] - mean[d] * mean[d] + epsilon;
       }
