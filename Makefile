@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-kernels lint bench bench-peers bench-training bench-scaling clean
+.PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
 	@echo "make demo    train a click model with stock Keras and with tf_slipstream, and compare"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
+	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
 	@echo "make lint    check style"
 	@echo "make bench   time the embedding step against stock Keras, tf_keras and the memory's limit"
 	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
@@ -34,17 +35,24 @@ demo: $(READY)
 	$(BIN)/python examples/dlrm.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Two files at a time: the machine that this is made for has two cores.
-test: $(READY) test-kernels
+test: $(READY) test-kernels test-cuda
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-kernels:
 	sh custom_ops/tests/run.sh
 
+# The CUDA kernels on emulated threads; and by nvcc, where it is: compiled, linked and, on a GPU, checked.
+test-cuda:
+	sh custom_ops/tests/run_emulated.sh
+	if command -v nvcc >/dev/null; then \
+	  ARCHS="$(or $(CUDAARCHS),75 80 86 90)" sh custom_ops/harness/run.sh check || [ $$? = 77 ]; \
+	else echo "test-cuda: nvcc was not found; the CUDA kernels were not compiled"; fi
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'custom_ops/*.cc' 'custom_ops/*.h' 'tests/*.c')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'custom_ops/*.cc' 'custom_ops/*.h' 'custom_ops/*.cu' 'custom_ops/*.cuh' 'tests/*.c')
 
 bench: $(READY)
 	$(BIN)/python benchmarks/embedding_step.py $(ARGS)

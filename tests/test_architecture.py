@@ -83,6 +83,7 @@ def test_the_modules_are_found():
         f"{PACKAGE}.ops._library",
         f"{PACKAGE}.ops.live_slices",
         f"{PACKAGE}.ops.staleness",
+        f"{PACKAGE}.ops.table_state",
     }
 
 
@@ -169,15 +170,24 @@ def test_kernels_include_only_their_own_and_system_headers():
             assert header.split("/")[0] not in libraries, (path, header)
 
 
+def test_the_harness_includes_kernels_and_cuda_alone():
+    for path, mark, header in _includes("harness"):
+        if mark == '"' and not (path.parent / header).exists():
+            assert header.startswith("../kernels/") or header == "../tests/test_support.h"
+        elif mark == "<":
+            assert "/" not in header, (path, header)
+
+
 def test_the_glue_includes_no_more_than_kernels_and_tensorflow():
     for path, mark, header in _includes("tf"):
         if mark == '"' and not (path.parent / header).exists():
-            assert header.split("/")[0] in ("tensorflow", "absl"), (path, header)
+            assert header.split("/")[0] in ("tensorflow", "absl", "xla"), (path, header)
         elif "/" in header:
             assert header.startswith("../kernels/"), (path, header)
 
 
 FOLDERS = sorted({path.parent for path in MODULES.values()}) + [
+    ROOT / "custom_ops" / "harness",
     ROOT / "custom_ops" / "kernels",
     ROOT / "custom_ops" / "tf",
 ]

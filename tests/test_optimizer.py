@@ -10,6 +10,7 @@ from tests.models import assert_all_equal, embedding_of, random_table, slices, v
 from tests.reference import ReferenceTable, clip_scale_by_norm, global_norm, summed_rows
 from tf_slipstream import RowWiseAdagrad, SkipStats, SlipstreamOptimizer
 from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream.ops.table_state import NUM_COUNTERS, NUM_REFUSED_STEPS
 
 # By Keras class: the rule in `tests/reference.py`, and options. Powers of two and their small
 # multiples are exact in float32; epsilon is large enough to be seen.
@@ -705,3 +706,17 @@ class TestState:
         optimizer = SlipstreamOptimizer(keras.optimizers.SGD(0.5))
         optimizer.apply_gradients([])
         assert int(optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize("ask", ["skip_stats", "wake_all"])
+def test_a_step_that_a_gpu_refused_is_told_once_with_the_tables_name(ask):
+    """A GPU counts it in the table's counters, and no later step may come to tell."""
+    table = table_of(random_table(6, 5), name="user")
+    optimizer = SlipstreamOptimizer(keras.optimizers.SGD())
+    optimizer.apply_gradients([(slices([0], np.ones([1, 5]), 6), table)])
+    counters = optimizer.tables["user"].counters
+    counters.assign(counters.numpy() + np.eye(NUM_COUNTERS, dtype=np.int64)[NUM_REFUSED_STEPS] * 2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"'user': 2 step\(s\) had an id"):
+        getattr(optimizer, ask)()
+    getattr(optimizer, ask)()
+    assert optimizer.skip_stats()["user"].num_lookups == 1

@@ -26,6 +26,8 @@ LIBRARY = f"tf_slipstream/ops/_slipstream_ops_tf{'.'.join(tf.__version__.split('
 # What a working folder holds beside the sources.
 LEFTOVERS = ("build/a.o", "tf_slipstream/ops/_slipstream_ops_tf1.0.so", ".venv/lib/a.py")
 WITHOUT_COMPILER = os.environ | {"CXX": "/nonexistent"}
+# Of the CUDA kernels, if nvcc is there, one architecture: to compile for all takes minutes.
+QUICKLY = os.environ | {"CUDAARCHS": os.environ.get("CUDAARCHS", "80")}
 WITHOUT_NATIVE_OPS = ("-C", "cmake.define.SLIPSTREAM_NATIVE=OFF")
 
 
@@ -58,7 +60,7 @@ def source_archive(source_folder, tmp_path_factory):
     return archive, sources
 
 
-def build_wheel(source_archive, folder, *options, env=None):
+def build_wheel(source_archive, folder, *options, env=QUICKLY):
     """Builds a wheel without network; returns it, and what was printed if there is none."""
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
     command += [
@@ -102,6 +104,28 @@ def test_a_wheel_from_the_source_archive_has_native_ops_that_load(source_archive
         library = packed.extract(LIBRARY, tmp_path)
     load = "import sys, tensorflow as tf; tf.load_op_library(sys.argv[1]).Slipstream_ApplyRows"
     subprocess.run([sys.executable, "-c", load, library], check=True)
+
+
+def configured(folder, *options, env):
+    """Returns what CMake says of the native ops, and the architectures that it builds CUDA for."""
+    command = ["cmake", "-S", str(ROOT / "custom_ops"), "-B", str(folder), *options]
+    command += [f"-DPython_EXECUTABLE={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (said,) = re.findall(r"-- tf_slipstream: (.*)", done.stdout)
+    return said
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake in PATH")
+def test_cmake_says_what_it_builds_and_cuda_is_left_out_on_request_or_without_nvcc(tmp_path):
+    assert "CPU only" in configured(tmp_path, "-DSLIPSTREAM_CUDA=OFF", env=QUICKLY)
+    # In the same folder: the choice is not kept.
+    without = configured(tmp_path, env=QUICKLY | {"CUDACXX": "/nonexistent"})
+    assert "CPU only" in without
+    if shutil.which("nvcc") is not None:
+        assert "with CUDA kernels for 80 " in configured(
+            tmp_path, env=QUICKLY | {"CUDAARCHS": "80"}
+        )
 
 
 def test_without_a_compiler_the_error_says_what_to_do(source_archive, tmp_path):

@@ -328,7 +328,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         return stats
 
     def _raise_for_refused_steps(self):
-        """Raises, once, where a GPU refused a step and no later step has told: it may be the last."""
+        """Raises, once, where a GPU refused a step: there may be no later step to tell."""
         for state in self._states.values():
             counters = state.counters.numpy()
             num_refused = int(counters[NUM_REFUSED_STEPS])

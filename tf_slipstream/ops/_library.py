@@ -40,7 +40,12 @@ def build_info():
     """
     is_native = native_ops() is not None
     version, archs = _built_for() if is_native else (None, [])
-    return {"native": is_native, "tensorflow": version, "cuda": bool(archs), "cuda_archs": archs}
+    return {
+        "native": is_native,
+        "tensorflow": version,
+        "cuda": bool(archs),
+        "cuda_archs": list(archs),
+    }
 
 
 def row_int_dtype(device):
