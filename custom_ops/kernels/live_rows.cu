@@ -378,9 +378,11 @@ __global__ void __launch_bounds__(kThreads) CopyRows(View view, Index* ids, floa
 const char* ErrorName(Error error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 Error AllocateReport(Report** report) {
-  SLIPSTREAM_RETURN_IF_ERROR(cudaHostAlloc(reinterpret_cast<void**>(report), sizeof(Report),
+  Report* allocated = nullptr;
+  SLIPSTREAM_RETURN_IF_ERROR(cudaHostAlloc(reinterpret_cast<void**>(&allocated), sizeof(Report),
                                            cudaHostAllocPortable | cudaHostAllocMapped));
-  **report = {};
+  *allocated = {};
+  *report = allocated;
   return cudaSuccess;
 }
 

@@ -55,7 +55,7 @@ class ApplyRowsGpuOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     gpu::Report* report;
-    OP_REQUIRES_OK(context, report_.Get(&report));
+    OP_REQUIRES_OK(context, FindReport(context, table_names_, &report));
     CUstream_st* stream = StreamOf(context);
     gpu::StepInputs inputs;
     OP_REQUIRES_OK(context, ReadInputs(context, &inputs));
@@ -226,22 +226,20 @@ class ApplyRowsGpuOp : public OpKernel {
   float clip_value_ = 0;
   std::vector<std::string> table_names_;
   std::vector<int64_t> policy_tables_;
-  OwnReport report_;
 };
 
-#define SLIPSTREAM_REGISTER(Index)                                \
-  REGISTER_KERNEL_BUILDER(Name("Slipstream>ApplyRows")            \
-                              .Device(tensorflow::DEVICE_GPU)     \
-                              .HostMemory("tables")               \
-                              .HostMemory("slots")                \
-                              .HostMemory("last_steps")           \
-                              .HostMemory("changed_rows")         \
-                              .HostMemory("counters")             \
-                              .HostMemory("row_states")           \
-                              .HostMemory("pool_ints")            \
-                              .HostMemory("pool_floats")          \
-                              .HostMemory("policy_states")        \
-                              .TypeConstraint<Index>("Tindices"), \
+#define SLIPSTREAM_REGISTER(Index)                                    \
+  REGISTER_KERNEL_BUILDER(Name("Slipstream>ApplyRows")                \
+                              .SLIPSTREAM_ON_GPU.HostMemory("tables") \
+                              .HostMemory("slots")                    \
+                              .HostMemory("last_steps")               \
+                              .HostMemory("changed_rows")             \
+                              .HostMemory("counters")                 \
+                              .HostMemory("row_states")               \
+                              .HostMemory("pool_ints")                \
+                              .HostMemory("pool_floats")              \
+                              .HostMemory("policy_states")            \
+                              .TypeConstraint<Index>("Tindices"),     \
                           ApplyRowsGpuOp<Index>)
 SLIPSTREAM_REGISTER(int32_t);
 SLIPSTREAM_REGISTER(int64_t);

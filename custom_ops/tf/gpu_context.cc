@@ -1,5 +1,8 @@
 #include "gpu_context.h"
 
+#include <map>
+#include <mutex>
+
 #include "kernel_context.h"
 #include "xla/stream_executor/stream.h"
 
@@ -9,8 +12,9 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 
 CUstream_st* StreamOf(OpKernelContext* context) {
-  return static_cast<CUstream_st*>(
-      context->op_device_context()->stream()->platform_specific_handle().stream);
+  tensorflow::DeviceContext* device = context->op_device_context();
+  if (device == nullptr || device->stream() == nullptr) return nullptr;
+  return static_cast<CUstream_st*>(device->stream()->platform_specific_handle().stream);
 }
 
 absl::Status GpuStatus(gpu::Error error, const char* what) {
@@ -24,12 +28,19 @@ absl::Status AllocateWorkspace(OpKernelContext* context, size_t num_bytes, Tenso
       tensorflow::DT_UINT8, tensorflow::TensorShape({static_cast<int64_t>(num_bytes)}), workspace);
 }
 
-absl::Status OwnReport::Get(gpu::Report** report) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (report_ == nullptr) {
-    TF_RETURN_IF_ERROR(GpuStatus(gpu::AllocateReport(&report_), "memory for reports"));
+absl::Status FindReport(OpKernelContext* context, const std::vector<std::string>& table_names,
+                        gpu::Report** report) {
+  static std::mutex mutex;  // guards reports
+  static auto* reports = new std::map<std::string, gpu::Report*>;
+  std::string key =
+      absl::StrCat(context->op_kernel().type_string(), " ", context->device()->name());
+  for (const std::string& name : table_names) absl::StrAppend(&key, "\n", name);
+  std::lock_guard<std::mutex> lock(mutex);
+  gpu::Report*& found = (*reports)[key];
+  if (found == nullptr) {
+    TF_RETURN_IF_ERROR(GpuStatus(gpu::AllocateReport(&found), "memory for reports"));
   }
-  *report = report_;
+  *report = found;
   return absl::OkStatus();
 }
 

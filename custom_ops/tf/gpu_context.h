@@ -1,7 +1,6 @@
 #ifndef SLIPSTREAM_TF_GPU_CONTEXT_H_
 #define SLIPSTREAM_TF_GPU_CONTEXT_H_
 
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,9 +9,14 @@
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor.h"
 
+// Where the GPU's kernels are registered; a test has them run on emulated CUDA, on another device.
+#ifndef SLIPSTREAM_ON_GPU
+#define SLIPSTREAM_ON_GPU Device(tensorflow::DEVICE_GPU)
+#endif
+
 namespace slipstream {
 
-// The stream that the op's device works on.
+// The stream that the op's device works on; null where it has none.
 CUstream_st* StreamOf(tensorflow::OpKernelContext* context);
 
 // CUDA's error as a Status; `what` failed.
@@ -23,16 +27,11 @@ absl::Status GpuStatus(gpu::Error error, const char* what);
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, size_t num_bytes,
                                tensorflow::Tensor* workspace);
 
-// Where an op's kernels report what is bad, see gpu::Report. Kept as long as the process: a step
-// may be under way when its op goes.
-class OwnReport {
- public:
-  absl::Status Get(gpu::Report** report);
-
- private:
-  std::mutex mutex_;  // guards report_
-  gpu::Report* report_ = nullptr;
-};
+// Where an op's kernels report what is bad in these tables, see gpu::Report. The same for each op
+// of that name on the device with these tables: a function that was traced anew has another op,
+// which must tell what the one before it found. Kept as long as the process.
+absl::Status FindReport(tensorflow::OpKernelContext* context,
+                        const std::vector<std::string>& table_names, gpu::Report** report);
 
 // Row states and pool of a table, of which the shapes alone are checked.
 absl::Status ReadPool(const tensorflow::Tensor& row_states, const tensorflow::Tensor& ints,

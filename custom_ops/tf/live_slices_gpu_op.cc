@@ -42,7 +42,7 @@ class LiveSlicesGpuOp : public OpKernel {
 
   void Compute(OpKernelContext* context) override {
     gpu::Report* report;
-    OP_REQUIRES_OK(context, report_.Get(&report));
+    OP_REQUIRES_OK(context, FindReport(context, table_names_, &report));
     CUstream_st* stream = StreamOf(context);
     TableVariables variables;
     OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_UINT32));
@@ -128,17 +128,15 @@ class LiveSlicesGpuOp : public OpKernel {
   std::vector<std::string> table_names_;
   std::vector<int64_t> num_rows_;
   std::vector<int64_t> policy_tables_;
-  OwnReport report_;
 };
 
-#define SLIPSTREAM_REGISTER(Index)                                \
-  REGISTER_KERNEL_BUILDER(Name("Slipstream>LiveSlices")           \
-                              .Device(tensorflow::DEVICE_GPU)     \
-                              .HostMemory("row_states")           \
-                              .HostMemory("pool_ints")            \
-                              .HostMemory("pool_floats")          \
-                              .HostMemory("policy_states")        \
-                              .TypeConstraint<Index>("Tindices"), \
+#define SLIPSTREAM_REGISTER(Index)                                        \
+  REGISTER_KERNEL_BUILDER(Name("Slipstream>LiveSlices")                   \
+                              .SLIPSTREAM_ON_GPU.HostMemory("row_states") \
+                              .HostMemory("pool_ints")                    \
+                              .HostMemory("pool_floats")                  \
+                              .HostMemory("policy_states")                \
+                              .TypeConstraint<Index>("Tindices"),         \
                           LiveSlicesGpuOp<Index>)
 SLIPSTREAM_REGISTER(int32_t);
 SLIPSTREAM_REGISTER(int64_t);
