@@ -39,9 +39,9 @@ def add_table(layer, **arguments):
 
 
 def is_unsupported_dtype_policy(layer):
-    """Whether a layer's variables are not float32, or are quantized."""
+    """Whether a layer's variables are neither float32 nor bfloat16, or are quantized."""
     quantized = IS_KERAS_3 and layer.quantization_mode is not None
-    return quantized or layer.variable_dtype != "float32"
+    return quantized or layer.variable_dtype not in ("float32", "bfloat16")
 
 
 def current_learning_rate(optimizer):

@@ -71,7 +71,9 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         policy: When rows are stale and their updates deferred or left out: a `StalenessPolicy`, the
             name of a preset; `"default"`, the optimizer's; or None, never.
         **kwargs: Keras's other arguments: `weights`, `name`, `dtype`, `trainable`, ... Under a
-            mixed precision `dtype` the table stays float32 and only the rows read are cast.
+            mixed precision `dtype` the table stays float32 and only the rows read are cast. With
+            `dtype="bfloat16"` the table itself has half the memory: `SlipstreamOptimizer` updates
+            its rows in float32, with float32 slots, and rounds them stochastically.
 
     Call arguments:
         inputs: Integer ids, dense `[batch, ...]`, `tf.RaggedTensor` or `tf.SparseTensor`. Floats
@@ -133,8 +135,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         )
         if _keras.is_unsupported_dtype_policy(self):
             raise ValueError(
-                f"The table of SlipstreamEmbedding '{self.name}' must be float32, got dtype "
-                f"'{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
+                f"The table of SlipstreamEmbedding '{self.name}' must be float32 or bfloat16, "
+                f"got dtype '{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
                 "'mixed_float16': the table stays float32 and only the rows read are cast."
             )
         # XLA would read the whole table, and does not know the optimizer's ops: jit_compile="auto"
@@ -188,7 +190,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return tf.cast(outputs, self.compute_dtype)
 
     def _lookup(self, ids):
-        """Returns float32 rows `[..., output_dim]` for dense ids `[...]`."""
+        """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
         # The op's name carries the table's into the error for a bad id; eager execution drops it.
         try:
             return tf.gather(self._table(), ids, name=f"table_{self.name}")

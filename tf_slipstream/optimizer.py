@@ -438,13 +438,14 @@ def _unlike(names, name):
 
 
 def _groups(states, slices):
-    """Yields lists of states and slices that can go through one op call: those of one device."""
-    by_device = {}
+    """Yields lists of states and slices that can go through one op call: of a device and dtype."""
+    groups = {}
     for state, one in zip(states, slices):
-        group_states, group_slices = by_device.setdefault(state.table.device, ([], []))
+        key = (state.table.device, state.table.dtype)
+        group_states, group_slices = groups.setdefault(key, ([], []))
         group_states.append(state)
         group_slices.append(one)
-    for group_states, group_slices in by_device.values():
+    for group_states, group_slices in groups.values():
         if len({one.indices.dtype for one in group_slices}) > 1:
             group_slices = [
                 tf.IndexedSlices(one.values, tf.cast(one.indices, tf.int64)) for one in group_slices

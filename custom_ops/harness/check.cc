@@ -83,6 +83,7 @@ void CheckTables(const std::vector<TableData>& actual, const std::vector<TableDa
   for (size_t t = 0; t < actual.size(); ++t) {
     const TableData &a = actual[t], &e = expected[t];
     CheckValues("table", a.table, e.table, is_exact);
+    if (is_exact) CHECK_SAME_BITS(a.bfloat16_table, e.bfloat16_table);
     for (size_t s = 0; s < a.slots.size(); ++s) {
       CheckValues("slot", a.slots[s], e.slots[s], is_exact);
     }
@@ -108,6 +109,7 @@ struct Trial {
   bool has_hot_row = false;
   StepData inputs;
   int64_t wake_all_in = 0;  // a step
+  bool is_bfloat16 = false;
 };
 
 template <typename Index>
@@ -120,6 +122,7 @@ void RunTrial(const Trial& trial, gpu::Report* report) {
     expected.push_back(NewTable(trial.rule, num_rows, dim,
                                 t % 2 == 0 ? trial.policy : std::vector<double>(),
                                 std::max<int64_t>(1, num_rows / 3)));
+    if (trial.is_bfloat16) expected.back().MakeBfloat16();
     tables.emplace_back(expected.back());
   }
   for (int64_t s = 1; s <= trial.num_steps; ++s) {
@@ -192,6 +195,23 @@ void CheckPolicies(gpu::Report* report) {
         RunTrial<int32_t>(trial, report);
       }
     }
+  }
+}
+
+void CheckBfloat16(gpu::Report* report) {
+  for (const RuleCase& rule : kRuleCases) {
+    Trial trial;
+    trial.rule = rule;
+    trial.is_bfloat16 = true;
+    trial.shapes = {{60, 7}, {60, 32}, {40, 33}, {30, 64}, {20, 132}};
+    if (std::string(rule.name) == "adagrad") {
+      trial.policy = Policy(false, DriftMetric::kRelativeL2, 0.3, 0, 0.1, 9);
+      trial.num_steps = 20;
+      trial.num_lookups = 30;
+      trial.wake_all_in = 13;
+    }
+    current_case = std::string(rule.name) + ", bfloat16";
+    RunTrial<int64_t>(trial, report);
   }
 }
 
@@ -345,6 +365,7 @@ int Main() {
   REQUIRE(gpu::AllocateReport(&report));
   CheckRules(report);
   CheckPolicies(report);
+  CheckBfloat16(report);
   CheckLongRows(report);
   for (const int64_t dim : {1, 4, 20, 64}) {
     for (const int64_t num_lookups : {0, 1, 100, 3000}) {

@@ -23,7 +23,8 @@ struct RuleCase {
   bool is_exact = true;
 };
 
-// A table with what goes with it; no pool where `policy` is empty.
+// A table with what goes with it; no pool where `policy` is empty; its rows in one of `table` and
+// `bfloat16_table`.
 struct TableData {
   int64_t num_rows, dim, slot_dim;
   std::vector<float> table;
@@ -36,15 +37,21 @@ struct TableData {
   std::vector<PoolEntry> entries;
   std::vector<float> floats;
   std::vector<PolicyState> state;
+  std::vector<uint16_t> bfloat16_table;
 
+  // Of the values that it has now.
+  void MakeBfloat16() {
+    for (const float value : table) bfloat16_table.push_back(ToBfloat16(value, 0x8000));
+    table.clear();
+  }
   bool has_policy() const { return !policy.empty(); }
 };
 
 inline TableData NewTable(const RuleCase& rule_case, int64_t num_rows, int64_t dim,
                           const std::vector<double>& policy, int64_t capacity) {
   const RuleInfo& rule = *FindRule(rule_case.name);
-  TableData data = {num_rows, dim, rule.slots_per_row ? 1 : dim, {}, {}, {}, {}, {}, policy, {}, {},
-                    {},       {}};
+  TableData data = {
+      num_rows, dim, rule.slots_per_row ? 1 : dim, {}, {}, {}, {}, {}, policy, {}, {}, {}, {}, {}};
   data.table.resize(num_rows * dim);
   for (size_t i = 0; i < data.table.size(); ++i) data.table[i] = 0.01f * (i % 101) - 0.5f;
   data.slots.assign(rule.num_slots(rule_case.hyperparameters.data()),
@@ -60,6 +67,8 @@ inline TableData NewTable(const RuleCase& rule_case, int64_t num_rows, int64_t d
   }
   return data;
 }
+
+constexpr uint32_t kRoundingSeed = 12345;
 
 // What a step looked up in one table.
 template <typename Index>
@@ -98,6 +107,8 @@ BadLookup StepOnCpu(const RuleCase& rule_case, const std::vector<BatchData<Index
     TableData& data = (*tables)[t];
     Table table = {};
     table.table = data.table.data();
+    table.bfloat16_table = data.bfloat16_table.empty() ? nullptr : data.bfloat16_table.data();
+    table.rounding_seed = kRoundingSeed;
     table.num_slots = static_cast<int>(data.slots.size());
     for (size_t s = 0; s < data.slots.size(); ++s) table.slots[s] = data.slots[s].data();
     table.changed_rows = data.changed_rows.data();
@@ -165,7 +176,8 @@ struct DeviceTable {
         row_states(data.row_states),
         entries(data.entries),
         floats(data.floats),
-        state(data.state) {
+        state(data.state),
+        bfloat16_table(data.bfloat16_table) {
     for (const std::vector<float>& slot : data.slots) slots.emplace_back(slot);
   }
   DeviceTable(DeviceTable&&) = default;
@@ -203,6 +215,7 @@ struct DeviceTable {
     data.entries = entries.Download();
     data.floats = floats.Download();
     data.state = state.Download();
+    data.bfloat16_table = bfloat16_table.Download();
     return data;
   }
 
@@ -217,6 +230,7 @@ struct DeviceTable {
   DeviceArray<PoolEntry> entries;
   DeviceArray<float> floats;
   DeviceArray<PolicyState> state;
+  DeviceArray<uint16_t> bfloat16_table;
 };
 
 // Batches and inputs of one step in a device's memory, with what calls of gpu_step.h need.
@@ -242,6 +256,8 @@ class DeviceStep {
       one.num_lookups = static_cast<int64_t>(batches[t].ids.size());
       one.num_rows = data.host.num_rows;
       one.table.table = data.table.data();
+      one.table.bfloat16_table = data.bfloat16_table.data();
+      one.table.rounding_seed = kRoundingSeed;
       one.table.num_slots = static_cast<int>(data.slots.size());
       for (size_t s = 0; s < data.slots.size(); ++s) one.table.slots[s] = data.slots[s].data();
       one.table.changed_rows = data.changed_rows.data();

@@ -249,8 +249,9 @@ Error Launch(void (*kernel)(Parameters...), int64_t num_blocks, int num_threads,
 
 // Whether rows can be read and written four floats at a time.
 inline bool IsAligned(const View& view) {
-  uintptr_t bits =
-      reinterpret_cast<uintptr_t>(view.grads) | reinterpret_cast<uintptr_t>(view.table.table);
+  uintptr_t bits = reinterpret_cast<uintptr_t>(view.grads) |
+                   reinterpret_cast<uintptr_t>(view.table.table) |
+                   reinterpret_cast<uintptr_t>(view.table.bfloat16_table);
   for (int s = 0; s < view.table.num_slots && view.table.slot_dim > 1; ++s) {
     bits |= reinterpret_cast<uintptr_t>(view.table.slots[s]);
   }

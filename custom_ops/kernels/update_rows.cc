@@ -60,7 +60,22 @@ SLIPSTREAM_INLINE const float* TakeHeld(const Staleness& staleness, int64_t entr
   return scratch;
 }
 
-// scratch [3 dim]
+// row [dim] of a bfloat16 table, as float.
+SLIPSTREAM_INLINE void Widen(const uint16_t* values, int64_t dim, float* __restrict row) {
+  for (int64_t d = 0; d < dim; ++d) row[d] = FromBfloat16(values[d]);
+}
+
+// Rounds row [dim] into the table, and to what the table has then.
+SLIPSTREAM_INLINE void RoundRow(uint32_t key, int64_t dim, float* __restrict row,
+                                uint16_t* __restrict values) {
+  for (int64_t d = 0; d < dim; ++d) {
+    values[d] = ToBfloat16(row[d], RoundingBits(key, static_cast<uint32_t>(d)));
+    row[d] = FromBfloat16(values[d]);
+  }
+}
+
+// scratch [kScratchRows dim]
+constexpr int64_t kScratchRows = 4;
 template <typename Rule>
 SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t num_rows,
                               const StepSettings& settings, float* scratch, UpdateResult* result) {
@@ -74,7 +89,12 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
   for (int64_t i = 0; i < num_rows; ++i) {
     if (i + kPrefetchRows < num_rows) {
       const LiveRow& ahead = rows[i + kPrefetchRows];
-      PrefetchRow(table.table + ahead.id * dim, dim);
+      if (table.bfloat16_table == nullptr) {
+        PrefetchRow(table.table + ahead.id * dim, dim);
+      } else {
+        const uint16_t* row = table.bfloat16_table + ahead.id * dim;
+        PrefetchRow(reinterpret_cast<const float*>(row), (dim + 1) / 2);
+      }
       for (int s = 0; s < table.num_slots; ++s) {
         PrefetchRow(table.slots[s] + ahead.id * table.slot_dim, table.slot_dim);
       }
@@ -92,7 +112,12 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
     const int64_t id = rows[i].id;
     const bool has_batch = rows[i].grad != nullptr;
     RowState state;
-    state.row = table.table + id * dim;
+    if (table.bfloat16_table == nullptr) {
+      state.row = table.table + id * dim;
+    } else {
+      state.row = scratch + 3 * dim;
+      Widen(table.bfloat16_table + id * dim, dim, state.row);
+    }
     for (int s = 0; s < kMaxSlots; ++s) {
       state.slots[s] = s < table.num_slots ? table.slots[s] + id * table.slot_dim : nullptr;
     }
@@ -114,6 +139,10 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
     }
     DecayWeights(state.row, dim, decay, learning_rate, k);
     rule.Update(state, grad, dim, missed, k);
+    if (table.bfloat16_table != nullptr) {
+      RoundRow(RoundingKey(table.rounding_seed, settings.step, id), dim, state.row,
+               table.bfloat16_table + id * dim);
+    }
     if (staleness == nullptr) continue;
     if (is_popular) {
       Measure(*staleness, entry, state.row, row_before, grad);
@@ -193,8 +222,14 @@ void Hold(const Staleness& staleness, const LiveRow* rows, int64_t num_rows,
 void PromoteAll(const Table& table, std::vector<Candidate> candidates, int64_t step) {
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.first_lookup < b.first_lookup; });
+  std::vector<float> widened(table.bfloat16_table == nullptr ? 0 : table.dim);
   for (const Candidate& candidate : candidates) {
-    Promote(*table.staleness, candidate.id, table.table + candidate.id * table.dim, step);
+    const float* row = table.table + candidate.id * table.dim;
+    if (table.bfloat16_table != nullptr) {
+      Widen(table.bfloat16_table + candidate.id * table.dim, table.dim, widened.data());
+      row = widened.data();
+    }
+    Promote(*table.staleness, candidate.id, row, step);
   }
 }
 
@@ -219,8 +254,8 @@ int64_t FlushAll(const RuleInfo& rule, const Table& table, const StepSettings& s
     static thread_local Buffer<float> scratch;
     const int64_t begin = i * kRowsPerTask;
     const int64_t num = std::min<int64_t>(kRowsPerTask, rows.size() - begin);
-    rule.update(table, rows.data() + begin, num, settings, scratch.Reserve(3 * table.dim),
-                &results[i]);
+    rule.update(table, rows.data() + begin, num, settings,
+                scratch.Reserve(kScratchRows * table.dim), &results[i]);
   });
   for (const UpdateResult& result : results) sleeping_change += result.sleeping_change;
   return sleeping_change;
@@ -247,7 +282,7 @@ void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
     static thread_local Buffer<float> scratch;
     const LiveRows::Run& task = i < num_live ? tasks[i] : deferred[i - num_live];
     const Table& table = tables[task.table];
-    float* memory = scratch.Reserve(3 * table.dim);
+    float* memory = scratch.Reserve(kScratchRows * table.dim);
     if (i < num_live) {
       rule.update(table, task.rows, task.num_rows, settings[task.table], memory, &results[i]);
     } else {

@@ -75,6 +75,47 @@ __device__ void MarkChanged(uint32_t* changed_rows, int64_t id) {
   if ((*static_cast<volatile uint32_t*>(word) & bit) == 0) atomicOr(word, bit);
 }
 
+// This lane's elements from d on of a row of the table.
+template <int kVector>
+__device__ void LoadRow(const Table& table, int64_t id, int64_t d, float (&values)[kVector]) {
+  if (table.bfloat16_table == nullptr) {
+    Load(table.table + id * table.dim + d, values);
+    return;
+  }
+  const uint16_t* from = table.bfloat16_table + id * table.dim + d;
+  if constexpr (kVector == 4) {
+    const uint2 loaded = *reinterpret_cast<const uint2*>(from);
+    values[0] = FromBfloat16(loaded.x & 0xffffu), values[1] = FromBfloat16(loaded.x >> 16);
+    values[2] = FromBfloat16(loaded.y & 0xffffu), values[3] = FromBfloat16(loaded.y >> 16);
+  } else {
+    for (int j = 0; j < kVector; ++j) values[j] = FromBfloat16(from[j]);
+  }
+}
+
+// Stores them; `values` become what the table has then.
+//   key RoundingKey of the row, where the table is bfloat16
+template <int kVector>
+__device__ void StoreRow(const Table& table, int64_t id, int64_t d, uint32_t key,
+                         float (&values)[kVector]) {
+  if (table.bfloat16_table == nullptr) {
+    Store(table.table + id * table.dim + d, values);
+    return;
+  }
+  uint32_t rounded[kVector];
+  for (int j = 0; j < kVector; ++j) {
+    const uint32_t random_bits = RoundingBits(key, static_cast<uint32_t>(d) + j);
+    rounded[j] = ToBfloat16(values[j], random_bits);
+    values[j] = FromBfloat16(static_cast<uint16_t>(rounded[j]));
+  }
+  uint16_t* to = table.bfloat16_table + id * table.dim + d;
+  if constexpr (kVector == 4) {
+    const uint2 packed = {rounded[0] | rounded[1] << 16, rounded[2] | rounded[3] << 16};
+    *reinterpret_cast<uint2*>(to) = packed;
+  } else {
+    for (int j = 0; j < kVector; ++j) to[j] = static_cast<uint16_t>(rounded[j]);
+  }
+}
+
 // What a popular row brings to its update, and takes from it.
 //   held     [dim], set to 0; null if nothing is held
 //   snapshot [dim]
@@ -125,13 +166,13 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
     if (group.lane == 0) table.slots[0][id] = accumulator;
   }
 
+  const uint32_t key = RoundingKey(table.rounding_seed, settings.step, id);
   RowSum<Group> moved;
   group.ForEach(dim, [&](int64_t d, bool is_inside) {
     float terms[kVector] = {};
     if (is_inside) {
       float row[kVector], used[kVector], before[kVector];
-      float* row_memory = table.table + id * dim + d;
-      Load(row_memory, row);
+      LoadRow(table, id, d, row);
       LoadGrad(grad, held, settings, d, used);
       if (popular != nullptr) {
         for (int j = 0; j < kVector; ++j) {
@@ -157,7 +198,7 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
           if (s < table.num_slots) Store(table.slots[s] + id * dim + d, slots[s]);
         }
       }
-      Store(row_memory, row);
+      StoreRow(table, id, d, key, row);
       if (popular != nullptr) {
         for (int j = 0; j < kVector; ++j) {
           const float step = row[j] - before[j];
@@ -203,32 +244,37 @@ __global__ void __launch_bounds__(kThreads) UpdateOthers(View view) {
 template <typename Group>
 class RowPair {
  public:
-  __device__ RowPair(const Group& group, const float* row, float* snapshot, int64_t dim)
-      : group_(group), row_(row), snapshot_(snapshot), dim_(dim) {}
+  __device__ RowPair(const Group& group, const Table& table, int64_t id, float* snapshot)
+      : group_(group), table_(table), id_(id), snapshot_(snapshot) {}
   __device__ float SquaredDistance() const {
     return Sum([&](int64_t d) {
-      const float net = row_[d] - snapshot_[d];
+      const float net = Element(d) - snapshot_[d];
       return net * net;
     });
   }
   __device__ float AbsoluteDistance() const {
-    return Sum([&](int64_t d) { return fabsf(row_[d] - snapshot_[d]); });
+    return Sum([&](int64_t d) { return fabsf(Element(d) - snapshot_[d]); });
   }
   __device__ float SnapshotNorm() const {
     return Sum([&](int64_t d) { return snapshot_[d] * snapshot_[d]; });
   }
-  __device__ int64_t dim() const { return dim_; }
+  __device__ int64_t dim() const { return table_.dim; }
   __device__ void TakeSnapshot() const {
-    group_.ForEach(dim_, [&](int64_t d, bool is_inside) {
-      for (int j = 0; j < Group::kVector && is_inside; ++j) snapshot_[d + j] = row_[d + j];
+    group_.ForEach(dim(), [&](int64_t d, bool is_inside) {
+      for (int j = 0; j < Group::kVector && is_inside; ++j) snapshot_[d + j] = Element(d + j);
     });
   }
 
  private:
+  __device__ float Element(int64_t d) const {
+    float element[1];
+    LoadRow(table_, id_, d, element);
+    return element[0];
+  }
   template <typename Term>
   __device__ float Sum(Term term) const {
     RowSum<Group> sum;
-    group_.ForEach(dim_, [&](int64_t d, bool is_inside) {
+    group_.ForEach(dim(), [&](int64_t d, bool is_inside) {
       float terms[Group::kVector] = {};
       for (int j = 0; j < Group::kVector && is_inside; ++j) terms[j] = term(d + j);
       sum.Add(group_, terms);
@@ -237,9 +283,9 @@ class RowPair {
   }
 
   Group group_;
-  const float* row_;
+  const Table& table_;
+  int64_t id_;
   float* snapshot_;
-  int64_t dim_;
 };
 
 // The pool as the CPU's functions know it.
@@ -273,8 +319,7 @@ __device__ void UpdatePopularRow(const Group& group, const View& view, const Rul
   if (policy.metric == DriftMetric::kLoss) path -= popular.moved;
   int64_t sleeping_change;
   if (grad != nullptr) {
-    const int64_t dim = view.table.dim;
-    const RowPair<Group> rows(group, view.table.table + entry.row * dim, memory.snapshot, dim);
+    const RowPair<Group> rows(group, view.table, entry.row, memory.snapshot);
     sleeping_change =
         AfterUpdate(policy, state.begun, index, state.settings.step, rows, &entry, &path);
   } else {
@@ -342,8 +387,10 @@ __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
     const EntryMemory memory(view, index);
     group.ForEach(dim, [&](int64_t d, bool is_inside) {
       if (!is_inside) return;
+      float element[1];
+      LoadRow(view.table, row.id, d, element);
       memory.held[d] = 0;
-      memory.snapshot[d] = view.table.table[row.id * dim + d];
+      memory.snapshot[d] = element[0];
     });
     if (group.lane != 0) continue;
     *memory.path = 0;

@@ -7,13 +7,16 @@
 
 #include "live_rows.h"
 #include "parallel.h"
+#include "rounding.h"
 #include "staleness.h"
 #include "update_rules.h"
 
 namespace slipstream {
 
 // A table and its slots, written in place.
-//   table        [num_rows, dim] row-major
+//   table        [num_rows, dim] row-major; null where the next is not
+//   bfloat16_table  the same in bfloat16: rows are updated in float32 and rounded stochastically
+//   rounding_seed   see rounding.h
 //   slots        [num_rows, slot_dim] each, as many as the rule has; slot_dim is dim or, for a rule
 //                that keeps one value per row, 1
 //   changed_rows [ceil(num_rows / 32)]: bit r % 32 of word r / 32 is set when row r is written
@@ -29,6 +32,8 @@ struct Table {
   const Staleness* staleness;
   int64_t dim;
   int64_t slot_dim;
+  uint16_t* bfloat16_table = nullptr;
+  uint32_t rounding_seed = 0;
 };
 
 // A row that has had enough updates to become popular.

@@ -29,6 +29,7 @@ class ApplyRowsGpuOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("weight_decays", &weight_decays_));
     OP_REQUIRES_OK(context, context->GetAttr("clip_value", &clip_value_));
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
+    OP_REQUIRES_OK(context, context->GetAttr("rounding_seeds", &rounding_seeds_));
     OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
     OP_REQUIRES_OK(context, context->GetAttr("num_slots", &num_slots));
@@ -42,11 +43,12 @@ class ApplyRowsGpuOp : public OpKernel {
                       num_last_steps == (rule_->has_moments ? num_tables : 0) &&
                       static_cast<int>(policy_tables_.size()) == num_policies &&
                       static_cast<int>(table_names_.size()) == num_tables &&
-                      static_cast<int>(weight_decays_.size()) == num_tables;
+                      static_cast<int>(weight_decays_.size()) == num_tables &&
+                      static_cast<int>(rounding_seeds_.size()) == num_tables;
     OP_REQUIRES(context, fits,
                 InvalidArgument("rule '", rule, "' with ", num_tables, " tables: the numbers of ",
-                                "slots, last_steps, policy_tables, table_names or weight_decays ",
-                                "are wrong"));
+                                "slots, last_steps, policy_tables, table_names, weight_decays or ",
+                                "rounding_seeds are wrong"));
     for (const int64_t t : policy_tables_) {
       OP_REQUIRES(context, 0 <= t && t < num_tables,
                   InvalidArgument("policy_tables: there is no table ", t));
@@ -114,7 +116,8 @@ class ApplyRowsGpuOp : public OpKernel {
 
   // In the order of ApplyRowsOp.
   absl::Status AddVariables(OpKernelContext* context, TableVariables* variables) const {
-    TF_RETURN_IF_ERROR(variables->Add(context, "tables", tensorflow::DT_FLOAT));
+    TF_RETURN_IF_ERROR(
+        variables->Add(context, "tables", tensorflow::DT_FLOAT, tensorflow::DT_BFLOAT16));
     TF_RETURN_IF_ERROR(variables->Add(context, "slots", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "last_steps", tensorflow::DT_UINT32));
     TF_RETURN_IF_ERROR(variables->Add(context, "changed_rows", tensorflow::DT_UINT32));
@@ -163,7 +166,8 @@ class ApplyRowsGpuOp : public OpKernel {
     }
     Table& table = one->table;
     one->num_rows = rows->dim_size(0);
-    table.table = rows->flat<float>().data();
+    TableVariables::SetMemory(rows, &table);
+    table.rounding_seed = static_cast<uint32_t>(rounding_seeds_[t]);
     table.dim = rows->dim_size(1);
     table.slot_dim = rule_->slots_per_row ? 1 : table.dim;
     table.num_slots = static_cast<int>(num_slots_);
@@ -225,6 +229,7 @@ class ApplyRowsGpuOp : public OpKernel {
   std::vector<float> weight_decays_;
   float clip_value_ = 0;
   std::vector<std::string> table_names_;
+  std::vector<int64_t> rounding_seeds_;
   std::vector<int64_t> policy_tables_;
 };
 

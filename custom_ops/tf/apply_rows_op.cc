@@ -45,6 +45,7 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Attr("weight_decays: list(float)")
     .Attr("clip_value: float = 0")
     .Attr("table_names: list(string)")
+    .Attr("rounding_seeds: list(int)")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
@@ -70,6 +71,7 @@ wake_all: Whether to apply all that is held, and wake every row.
 policy_tables: The tables that have a policy.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
 clip_value: Bound on each element of a summed gradient, 0 for none.
+rounding_seeds: Of each table; for the stochastic rounding of those in bfloat16.
 )doc");
 
 template <typename Index>
@@ -81,6 +83,7 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("weight_decays", &weight_decays_));
     OP_REQUIRES_OK(context, context->GetAttr("clip_value", &clip_value_));
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
+    OP_REQUIRES_OK(context, context->GetAttr("rounding_seeds", &rounding_seeds_));
     rule_ = FindRule(rule);
     OP_REQUIRES(context, rule_ != nullptr, InvalidArgument("there is no update rule '", rule, "'"));
     int num_tables, num_slots, num_last_steps;
@@ -102,11 +105,14 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES(context, num_last_steps == (rule_->has_moments ? num_tables : 0),
                 InvalidArgument("rule '", rule, "' with ", num_tables,
                                 " tables: wrong number of last_steps, ", num_last_steps));
-    OP_REQUIRES(context,
-                static_cast<int64_t>(table_names_.size()) == num_tables_ &&
-                    static_cast<int64_t>(weight_decays_.size()) == num_tables_,
-                InvalidArgument("expected ", num_tables_, " table_names and weight_decays, got ",
-                                table_names_.size(), " and ", weight_decays_.size()));
+    OP_REQUIRES(
+        context,
+        static_cast<int64_t>(table_names_.size()) == num_tables_ &&
+            static_cast<int64_t>(weight_decays_.size()) == num_tables_ &&
+            static_cast<int64_t>(rounding_seeds_.size()) == num_tables_,
+        InvalidArgument("expected ", num_tables_,
+                        " table_names, weight_decays and rounding_seeds, got ", table_names_.size(),
+                        ", ", weight_decays_.size(), " and ", rounding_seeds_.size()));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -208,7 +214,8 @@ class ApplyRowsOp : public OpKernel {
   // In the order tables, slots, last_steps, changed_rows, counters, row_states, pool_ints,
   // pool_floats, policy_states.
   absl::Status AddVariables(OpKernelContext* context, TableVariables* variables) {
-    TF_RETURN_IF_ERROR(variables->Add(context, "tables", tensorflow::DT_FLOAT));
+    TF_RETURN_IF_ERROR(
+        variables->Add(context, "tables", tensorflow::DT_FLOAT, tensorflow::DT_BFLOAT16));
     TF_RETURN_IF_ERROR(variables->Add(context, "slots", tensorflow::DT_FLOAT));
     TF_RETURN_IF_ERROR(variables->Add(context, "last_steps", tensorflow::DT_INT32));
     TF_RETURN_IF_ERROR(variables->Add(context, "changed_rows", tensorflow::DT_INT32));
@@ -233,7 +240,8 @@ class ApplyRowsOp : public OpKernel {
       return InvalidArgument("table '", table_names_[t], "': expected [num_rows, dim], got ",
                              rows->shape().DebugString());
     }
-    table->table = rows->flat<float>().data();
+    TableVariables::SetMemory(rows, table);
+    table->rounding_seed = static_cast<uint32_t>(rounding_seeds_[t]);
     table->dim = rows->dim_size(1);
     table->slot_dim = rule_->slots_per_row ? 1 : table->dim;
     table->num_slots = rule_->num_slots(hyperparameters);
@@ -241,7 +249,7 @@ class ApplyRowsOp : public OpKernel {
       return InvalidArgument("rule '", rule_->name, "' has ", table->num_slots,
                              " slots a table, got ", num_slots_, " for ", num_tables_, " tables");
     }
-    UseHugePages(table->table, rows->TotalBytes());
+    UseHugePages(const_cast<char*>(rows->tensor_data().data()), rows->TotalBytes());
     for (int s = 0; s < table->num_slots; ++s) {
       Tensor* slot = variables->tensor(num_tables_ + t * table->num_slots + s);
       TF_RETURN_IF_ERROR(CheckSize(t, *slot, rows->dim_size(0) * table->slot_dim));
@@ -299,6 +307,7 @@ class ApplyRowsOp : public OpKernel {
   std::vector<float> weight_decays_;
   float clip_value_ = 0;
   std::vector<std::string> table_names_;
+  std::vector<int64_t> rounding_seeds_;
   std::vector<int64_t> policy_tables_;
   LiveRowsPool pool_;
 };

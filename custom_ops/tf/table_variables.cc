@@ -18,17 +18,18 @@ TableVariables::~TableVariables() {
 }
 
 absl::Status TableVariables::Add(OpKernelContext* context, const char* input,
-                                 tensorflow::DataType dtype) {
+                                 tensorflow::DataType dtype, tensorflow::DataType other) {
   tensorflow::OpInputList handles;
   TF_RETURN_IF_ERROR(context->input_list(input, &handles));
   for (int i = 0; i < handles.size(); ++i) {
     const tensorflow::ResourceHandle& handle = handles[i].scalar<tensorflow::ResourceHandle>()();
     tensorflow::core::RefCountPtr<Var> variable;
     TF_RETURN_IF_ERROR(tensorflow::LookupResource(context, handle, &variable));
-    if (variable->tensor()->dtype() != dtype) {
+    const tensorflow::DataType found = variable->tensor()->dtype();
+    if (found != dtype && (found != other || other == tensorflow::DT_INVALID)) {
       return InvalidArgument(input, "[", i, "] (variable '", handle.name(), "'): expected ",
                              tensorflow::DataTypeString(dtype), ", got ",
-                             tensorflow::DataTypeString(variable->tensor()->dtype()));
+                             tensorflow::DataTypeString(found));
     }
     variables_.push_back(std::move(variable));
   }
@@ -74,6 +75,16 @@ absl::Status TableVariables::LockForWriting(OpKernelContext* context, const Copy
     *tensor = copy;
   }
   return absl::OkStatus();
+}
+
+void TableVariables::SetMemory(Tensor* rows, Table* table) {
+  if (rows->dtype() == tensorflow::DT_BFLOAT16) {
+    table->table = nullptr;
+    table->bfloat16_table = reinterpret_cast<uint16_t*>(rows->flat<tensorflow::bfloat16>().data());
+  } else {
+    table->table = rows->flat<float>().data();
+    table->bfloat16_table = nullptr;
+  }
 }
 
 absl::Status TableVariables::ReadStaleness(const PolicyVariables& at, const double* policy,

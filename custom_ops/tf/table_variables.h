@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../kernels/staleness.h"
+#include "../kernels/update_rows.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/platform/refcount.h"
@@ -29,9 +30,10 @@ class TableVariables {
   TableVariables(const TableVariables&) = delete;
   TableVariables& operator=(const TableVariables&) = delete;
 
-  // Adds the variables of the input list `input`; each must hold `dtype`. Not while locked.
+  // Adds the variables of the input list `input`; each must hold `dtype`, or `other`. Not while
+  // locked.
   absl::Status Add(tensorflow::OpKernelContext* context, const char* input,
-                   tensorflow::DataType dtype);
+                   tensorflow::DataType dtype, tensorflow::DataType other = tensorflow::DT_INVALID);
 
   // Locks all of them, in the order of their mutexes' addresses so that no two ops wait for each
   // other.
@@ -44,6 +46,9 @@ class TableVariables {
 
   // The i-th variable added, while locked.
   tensorflow::Tensor* tensor(int64_t i) { return variables_[i]->tensor(); }
+
+  // Sets a table's memory, float32 or bfloat16.
+  static void SetMemory(tensorflow::Tensor* rows, Table* table);
 
   // Row states and pool of a table, while locked; checks their shapes.
   absl::Status ReadStaleness(const PolicyVariables& at, const double* policy, int64_t num_rows,

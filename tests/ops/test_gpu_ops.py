@@ -74,10 +74,10 @@ def gpu_kernels(tmp_path_factory):
     return use
 
 
-def both(states, use):
-    """Yields the states and a context for them, on the CPU's kernels and on a GPU's."""
-    yield states, contextlib.nullcontext
-    yield [with_uint32(state) for state in states], use
+def both(make_states, use):
+    """Yields new states and a context for them, for the CPU's kernels and for a GPU's."""
+    yield make_states(), contextlib.nullcontext
+    yield [with_uint32(state) for state in make_states()], use
 
 
 def three_tables(rule):
@@ -138,7 +138,7 @@ def assert_same_values(states, expected):
 def test_steps_do_to_several_tables_what_they_do_on_the_cpu(name, gpu_kernels):
     rule = RULE_CASES[name].rule
     results = []
-    for states, context in both(three_tables(rule), gpu_kernels):
+    for states, context in both(lambda: three_tables(rule), gpu_kernels):
         step_once = stepper(rule, states, context)
         for step in (1, 2, 3, 6):
             step_once(tf.constant(step, tf.int64), batches(step))
@@ -146,10 +146,27 @@ def test_steps_do_to_several_tables_what_they_do_on_the_cpu(name, gpu_kernels):
     assert_same_values(results[1], results[0])
 
 
+def test_bfloat16_tables_round_as_on_the_cpu(gpu_kernels):
+    rule = RULE_CASES["adagrad"].rule
+    results = []
+    for states, context in both(lambda: three_tables(rule), gpu_kernels):
+        states = [
+            dataclasses.replace(state, table=tf.Variable(tf.cast(state.table, tf.bfloat16)))
+            for state in states
+        ]
+        step_once = stepper(rule, states, context)
+        for step in (1, 2, 3):
+            # The third table's rows are summed in pieces, so that its bits may differ.
+            step_once(tf.constant(step, tf.int64), batches(step))
+        results.append([tf.bitcast(state.table, tf.uint16).numpy() for state in states[:2]])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_live_slices_are_those_of_the_cpu(dtype, gpu_kernels):
-    results = []
-    for states, context in both(three_tables(RULE_CASES["sgd"].rule), gpu_kernels):
+    sgd, results = RULE_CASES["sgd"].rule, []
+    for states, context in both(lambda: three_tables(sgd), gpu_kernels):
         results.append(finder(states, context)(batches(1, dtype)))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one.indices, other.indices)

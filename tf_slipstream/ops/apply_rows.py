@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library, staleness
 from tf_slipstream.ops.live_slices import find_rows, policy_handles
+from tf_slipstream.ops.rounding import rounding_seed, stochastically_rounded
 from tf_slipstream.ops.table_state import gather_int32, scatter_int32
 
 
@@ -76,6 +77,7 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         weight_decays=weight_decays,
         clip_value=settings.clip_value,
         table_names=[state.name for state in states],
+        rounding_seeds=[rounding_seed(state.name) for state in states],
     )
     return [] if operation is None else [operation]
 
@@ -157,7 +159,7 @@ class _TableUpdate:
             The rows before and after, and what to wait for.
         """
         rule, state, settings = self.rule, self.state, self.settings
-        before = rows = tf.gather(state.table, ids)
+        before = rows = tf.cast(tf.gather(state.table, ids), tf.float32)
         if self.weight_decay:
             rows = self._decayed(rows, batches)
         missed = None
@@ -169,7 +171,13 @@ class _TableUpdate:
         rows, slots = rule.update(
             rows, slots, grads, settings.learning_rate, settings.step, missed, batches
         )
-        done = [_scatter(state.table, ids, rows)]
+        if state.table.dtype == tf.bfloat16:
+            seed = rounding_seed(state.name)
+            rounded = stochastically_rounded(rows, seed, settings.step, ids)
+            rows = tf.cast(rounded, tf.float32)
+            done = [_scatter(state.table, ids, rounded)]
+        else:
+            done = [_scatter(state.table, ids, rows)]
         done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
         if state.last_steps is not None:
             done.append(scatter_int32(state.last_steps, ids, tf.fill(tf.shape(ids), step)))

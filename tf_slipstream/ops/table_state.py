@@ -28,7 +28,7 @@ class TableState:
 
     Attributes:
         name: The table's name in errors and statistics.
-        table: float32 `[num_rows, dim]`.
+        table: float32 or bfloat16 `[num_rows, dim]`.
         slots: One float32 variable per slot of the update rule, in its order: `[num_rows, dim]`, or
             `[num_rows, 1]` for a row-wise slot.
         last_steps: int32 `[num_rows]`, the step that last touched a row (0: none yet); None for a
