@@ -122,7 +122,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                     shape=shape,
                     # One fill, where Keras's Constant needs the memory twice.
                     initializer=lambda shape, dtype=None: tf.broadcast_to(
-                        tf.cast(value, dtype), shape
+                        tf.constant(value, dtype), shape
                     ),
                     dtype=dtype,
                     name=f"{name}_{suffix}",

@@ -78,15 +78,19 @@ int64_t SleepSteps(int64_t num_batches, int64_t cycle, int64_t k, int64_t max_ag
   return std::min(max_age, (num_batches * cycle + k - 1) / k);
 }
 
+// The longest sleep that a row may have now, in batches.
+int64_t SleepLimit(const Staleness& s, const PoolEntry& entry) {
+  const int64_t longest =
+      static_cast<int64_t>(std::floor(s.policy.max_sleep * s.state->strictness));
+  return std::max<int64_t>(1, std::min(longest, entry.num_updates / s.policy.updates_per_sleep));
+}
+
 // The row's state after a judgement; returns the batches it may sleep now under "skip", else 0.
-int64_t Judge(const Staleness& s, PoolEntry* entry, const float* row, float* snapshot,
-              float* path) {
+int64_t Judge(const Staleness& s, int64_t limit, PoolEntry* entry, const float* row,
+              float* snapshot, float* path) {
   const PolicySettings& policy = s.policy;
   const double drift = Drift(s, *entry, row, snapshot, *path);
   const bool at_rest = drift <= s.state->threshold * s.state->strictness;
-  const int64_t longest = static_cast<int64_t>(std::floor(policy.max_sleep * s.state->strictness));
-  const int64_t limit =
-      std::max<int64_t>(1, std::min(longest, entry->num_updates / policy.updates_per_sleep));
   int64_t sleep = 0;
   if (policy.skips) {
     if (at_rest) sleep = std::min(entry->period, limit);
@@ -145,7 +149,10 @@ void EndStep(const PolicySettings& policy, int64_t step, int64_t num_lookups, in
   state->control_stale += num_stale;
   if (step % kControlSteps != 0 || state->control_lookups == 0) return;
   const bool too_few = state->control_stale < policy.target_skip * state->control_lookups;
-  state->threshold *= too_few ? kControlFactor : 1 / kControlFactor;
+  // A threshold that rose under a strictness would undo it.
+  if (!too_few || state->strictness == 1) {
+    state->threshold *= too_few ? kControlFactor : 1 / kControlFactor;
+  }
   state->threshold = std::max(std::min(state->threshold, policy.max_threshold),
                               policy.max_threshold / kControlRange);
   state->control_lookups = state->control_stale = 0;
@@ -166,6 +173,7 @@ int64_t AfterUpdate(const Staleness& s, int64_t index, const float* row, int64_t
   PoolEntry* entry = s.entries + index;
   const int64_t cycle = step - entry->live_step;
   const bool slept = entry->wake_step > 0;
+  const bool was_woken = entry->live_step < s.state->woken_at;
   // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
   const bool is_counted = policy.skips || !slept || !entry->is_skipped;
   const int64_t k = is_counted ? entry->held_steps + 1 : entry->period;
@@ -175,19 +183,24 @@ int64_t AfterUpdate(const Staleness& s, int64_t index, const float* row, int64_t
   entry->wake_step = 0;
   const int64_t num_judged = policy.skips && entry->is_skipped ? policy.probe : policy.window;
   const int64_t period = entry->period;
+  const int64_t limit = SleepLimit(s, *entry);
+  const bool is_judged = entry->window_updates >= num_judged;
   int64_t num_batches = 0;
-  if (entry->window_updates >= num_judged) {
-    num_batches = Judge(s, entry, row, s.snapshot(index), s.path(index));
+  if (is_judged) {
+    num_batches = Judge(s, limit, entry, row, s.snapshot(index), s.path(index));
   }
-  if (!policy.skips) num_batches = entry->period - 1;
+  const bool sleeps_on = slept && !was_woken;
+  if (!policy.skips && (is_judged || sleeps_on)) {
+    num_batches = std::min(entry->period, limit) - 1;
+  }
   if (num_batches > 0) {
     int64_t sleep = SleepSteps(num_batches, cycle, k, policy.max_age);
-    if (!policy.skips && entry->period != period) {
-      // Rows that became popular together would otherwise be updated together, all in one step and
-      // none in those between.
+    if (!policy.skips && (entry->period != period || !sleeps_on)) {
+      // Rows that became popular or were woken together would otherwise be updated together, all
+      // in one step and none in those between.
       sleep -= (step + 1 + sleep + index) % (sleep + 1);
     }
-    if (sleep > 0) entry->wake_step = step + 1 + sleep;
+    entry->wake_step = step + 1 + sleep;
   }
   return (entry->wake_step > 0) - slept;
 }

@@ -82,7 +82,8 @@ void EndStep(const PolicySettings& policy, int64_t step, int64_t num_lookups, in
 void Measure(const Staleness& staleness, int64_t entry, const float* row, const float* row_before,
              const float* grad);
 
-// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not. Changes
+// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not: one
+// that a refresh or a change of the learning rate woke stays live until it is judged. Changes
 // nothing else than its entry. Returns what to add to `num_sleeping`.
 int64_t AfterUpdate(const Staleness& staleness, int64_t entry, const float* row, int64_t step);
 

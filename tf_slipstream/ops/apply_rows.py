@@ -123,7 +123,7 @@ def _apply_policy(table, begun, found, grads):
         grads, batches = staleness.take_held(state, row_states, tf.gather(grads, live))
         before, after, written = table.update(ids, grads, batches)
     counted, sleeping, num_entries = staleness.after_update(
-        state, ids, row_states, before, after, grads, step
+        state, begun, ids, row_states, before, after, grads, step
     )
     done += written + counted
     is_refresh = begun[2]
