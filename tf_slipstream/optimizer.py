@@ -302,19 +302,24 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
             first step.
         """
+        states = list(self._states.values())
+        if not states:
+            return {}
+        # Two reads, where one of each variable would take ten times as long.
+        counts = tf.stack([state.counters for state in states]).numpy().tolist()
+        with_policy = [state for state in states if state.policy is not None]
+        numbers = {}
+        if with_policy:
+            read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
+            numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
         stats = {}
-        for state in self._states.values():
-            counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
-            num_stale_rows, drift_threshold = 0, 0.0
-            if state.policy is not None:
-                policy = dict(zip(POLICY_STATES, state.policy_state.numpy()))
-                num_stale_rows = int(policy["num_sleeping"])
-                drift_threshold = float(policy["threshold"] * policy["strictness"])
+        for state, counted in zip(states, counts, strict=True):
+            policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
             stats[state.name] = SkipStats(
-                **counts,
-                num_stale_rows=num_stale_rows,
+                **dict(zip(COUNTERS, counted)),
+                num_stale_rows=int(policy["num_sleeping"]),
                 num_rows=state.num_rows,
-                drift_threshold=drift_threshold,
+                drift_threshold=policy["threshold"] * policy["strictness"],
             )
         return stats
 
@@ -346,6 +351,29 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         )
         config["policy"] = policy_from_config(config["policy"])
         return cls(inner, **config)
+
+
+def find_slipstream_optimizer(optimizer_or_model, user):
+    """Returns the `SlipstreamOptimizer` of a model, or within an optimizer.
+
+    Args:
+        optimizer_or_model: A compiled model, a `SlipstreamOptimizer`, or an optimizer around one,
+            such as a `LossScaleOptimizer`.
+        user: Who needs it, for the error.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = given = getattr(optimizer_or_model, "optimizer", None) or optimizer_or_model
+    while found is not None and not isinstance(found, SlipstreamOptimizer):
+        found = getattr(found, "inner_optimizer", None)
+    if found is None:
+        raise ValueError(
+            f"{user} needs a model compiled with a SlipstreamOptimizer, or that optimizer, and got "
+            f"{type(given).__name__}. Give `compile` a slipstream.SlipstreamOptimizer(...); a "
+            "LossScaleOptimizer may be around it."
+        )
+    return found
 
 
 def _hold_for(optimizer, table):
