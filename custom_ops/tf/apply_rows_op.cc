@@ -145,7 +145,8 @@ class ApplyRowsOp : public OpKernel {
     std::vector<Lookups<Index>> lookups;
     OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows, dims, states, &lookups));
 
-    const ParallelFor parallel_for = IntraOpPool(context);
+    ThreadTeam team = IntraOpTeam(context);
+    const ParallelFor parallel_for = team.parallel_for();
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
     const BadLookup bad = live_rows->Find(lookups, settings[0].step, parallel_for);
     if (bad.kind != BadLookup::kNone) {
