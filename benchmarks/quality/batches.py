@@ -53,7 +53,11 @@ def make_epoch(data_set, configuration, settings, number, optimizer, tables):
         seed=seed,
     )
     dataset = dataset.map(lambda ids, rest: (ids, *rest))
-    return Epoch(dataset.batch(STEPS_PER_CHOICE), num_steps, set())
+    options = tf.data.Options()
+    # Prefetching and parallel maps, which tf.data adds by itself, would choose many steps early.
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_optimization.inject_prefetch = False
+    return Epoch(dataset.batch(STEPS_PER_CHOICE).with_options(options), num_steps, set())
 
 
 def _checkpoints(num_steps, change_step, settings):

@@ -30,8 +30,8 @@ def drop_stale_inputs(
     """Leaves out examples most of whose lookups are stale, and fills the batches with others.
 
     An example is *stale* if at least the share `min_stale` of its lookups is, in the step that is
-    next when its batch is read; reading ahead (`prefetch`, which tf.data may add) makes that a few
-    steps early. Nothing is dropped before the policies let rows sleep.
+    next when its batch is read. Reading ahead, by `prefetch` or by what tf.data adds to a pipeline
+    itself, makes that some steps early. Nothing is dropped before the policies let rows sleep.
 
     Whatever is stale, each batch that is read gives at least a `max_reads`-th of its examples, so
     that one comes out for `max_reads` that are read, or sooner: fewer than twice the examples of a
