@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
+from tf_slipstream.distribute.replicas import exchange_rows, num_replicas
 from tf_slipstream.embedding import table_spec, wake_rows_of
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
 from tf_slipstream.ops.live_slices import live_slices
@@ -68,6 +69,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self._rule = _update_rule(inner)
         self._states = {}
         self._tables = list
+        # Beside Keras's variables, in checkpoints alone; 0 in all else that is saved.
+        self._local_held = []
 
     @staticmethod
     def _check_inner(inner):
@@ -143,30 +146,57 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             policy=policy,
             correlation=self._rule.correlation,
             **({} if policy is None else _policy_variables(policy, num_rows, dim, add)),
+            local_held=self._add_local_held(table, policy),
         )
 
-    def _apply(self, grads, variables):
+    def _add_local_held(self, table, policy):
+        """Returns where each of several replicas holds gradients; None where the pool holds them.
+
+        The pool does where gradients are clipped: that takes their sums over all replicas.
+        """
+        inner = self.inner_optimizer
+        is_clipped = inner.clipnorm or inner.global_clipnorm or inner.clipvalue
+        is_alone = self._distribution_strategy.num_replicas_in_sync == 1
+        if policy is None or policy.on_stale != "defer" or is_clipped or is_alone:
+            return None
+        shape = [pool_capacity(policy, int(table.shape[0])), int(table.shape[1])]
+        # A checkpoint then has the sum over replicas, and gives each an equal part back.
+        with self._distribution_strategy.extended.colocate_vars_with(table):
+            added = tf.Variable(
+                lambda: tf.zeros(shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name="local_held",
+            )
+        self._local_held.append(added)
+        return added
+
+    def _apply(self, grads, variables, are_summed):
         inner = self.inner_optimizer
         is_table = [self._var_key(v) in self._states for v in variables]
         dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
         tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
         states = [self._states[self._var_key(v)] for _, v in tables]
-        # Each replica then applies the same rows to its own copy, and copies stay alike.
-        slices = _keras.sum_over_replicas(
-            [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
-        )
+        slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
         settings = StepSettings(
             step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
             learning_rate=_keras.current_learning_rate(inner),
             clip_value=float(inner.clipvalue or 0),
         )
+        num_lookups = None
+        if num_replicas() > 1 and not are_summed:
+            # Each replica then applies the same rows to its own copy, and copies stay alike.
+            slices, num_lookups = _exchanged(states, slices, settings)
+            if inner.global_clipnorm and dense:
+                dense, are_summed = _sum_over_replicas(dense), True
         scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
         decays = [self._weight_decay(v) for _, v in tables]
-        done = self._apply_tables(states, slices, settings, scales, decays)
+        done = self._apply_tables(states, slices, settings, scales, decays, num_lookups)
         # A step that fails in a table has then changed no dense variable either.
         with tf.control_dependencies(done):
             if dense:
-                _keras.apply_to(inner, *zip(*dense))
+                _keras.apply_to(inner, *zip(*dense), are_summed)
             else:
                 inner.iterations.assign_add(1)
             for (_, variable), state, one in zip(tables, states, slices):
@@ -212,7 +242,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # `inner` then finds a norm within its bound and clips no more.
         return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
 
-    def _apply_tables(self, states, slices, settings, scales, decays):
+    def _apply_tables(self, states, slices, settings, scales, decays, num_lookups):
         done = []
         position = {id(state): i for i, state in enumerate(states)}
         for group_states, group_slices in _groups(states, slices):
@@ -224,6 +254,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 settings,
                 None if scales is None else [scales[i] for i in places],
                 [decays[i] for i in places],
+                None if num_lookups is None else [num_lookups[i] for i in places],
             )
         return done
 
@@ -237,15 +268,16 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
         `fit` does so at its end, and so do saving and exporting a model, with two exceptions before
         which you call it: legacy `.h5` files, and tf_keras's `save_weights` in the TensorFlow
-        format. Call it eagerly, outside of a strategy's replicas. The learning rate is that of the
-        step to come.
+        format. Call it eagerly, outside of a strategy's replicas, and under
+        `MultiWorkerMirroredStrategy` on every worker. The learning rate is that of the step to
+        come.
         """
         states = [state for state in self._states.values() if state.policy is not None]
         if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
         strategy = self._distribution_strategy
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            strategy.run(self._wake)
+            tf.function(lambda: strategy.run(self._wake))()
         else:
             self._wake()
 
@@ -262,7 +294,10 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             for state in states
         ]
         decays = [self._weight_decay(variable) for variable, _ in pairs]
-        done = self._apply_tables(states, nothing, settings, None, decays)
+        num_lookups = None
+        if num_replicas() > 1:
+            nothing, num_lookups = _exchanged(states, nothing, settings)
+        done = self._apply_tables(states, nothing, settings, None, decays, num_lookups)
         with tf.control_dependencies(done):
             for variable, state in pairs:
                 if variable.constraint is not None:
@@ -326,6 +361,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     def save_own_variables(self, store):
         self.wake_all()
         super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        # Nothing was held when it was saved.
+        for held in self._local_held:
+            held.assign(tf.zeros(held.shape))
 
     def finalize_variable_values(self, var_list):
         self.wake_all()
@@ -453,6 +494,22 @@ def _groups(states, slices):
                 tf.IndexedSlices(one.values, tf.cast(one.indices, tf.int64)) for one in group_slices
             ]
         yield group_states, group_slices
+
+
+def _exchanged(states, slices, settings):
+    """Returns what `exchange_rows` does, of tables on any devices."""
+    exchanged = {}
+    for group in _groups(states, slices):
+        for state, *one in zip(group[0], *exchange_rows(*group, settings), strict=True):
+            exchanged[id(state)] = one
+    pairs = [exchanged[id(state)] for state in states]
+    return [one for one, _ in pairs], [num for _, num in pairs]
+
+
+def _sum_over_replicas(dense):
+    grads, variables = zip(*dense)
+    context = tf.distribute.get_replica_context()
+    return list(zip(context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads)), variables))
 
 
 def _clip_scale(norm, limit):

@@ -306,6 +306,14 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
   return First(bad_);
 }
 
+void LiveRows::SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped,
+                             int64_t num_deferred) {
+  RowCounts& counts = found_.counts[table];
+  counts.num_lookups = num_lookups;
+  counts.num_skipped_lookups = num_skipped;
+  counts.num_deferred_lookups = num_deferred;
+}
+
 template <typename Index>
 void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids,
                                 float* grads, const ParallelFor& parallel_for) const {

@@ -85,6 +85,8 @@ class LiveRows {
   };
   const Found& found() const { return found_; }
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
+  // Counts other lookups of a table in place of those found: its ids stand for more than one each.
+  void SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped, int64_t num_deferred);
   // How many rows of a table are updated or deferred.
   int64_t num_read(int64_t table) const {
     return counts(table).num_row_updates - counts(table).num_skipped_row_updates;

@@ -180,6 +180,11 @@ def take_held(state, row_states, grads):
     return tf.where(has_held, held + grads, grads), tf.cast(batches, tf.int32)[:, tf.newaxis]
 
 
+def held_steps(state, index):
+    """Returns of how many batches the gradients of entries are held, int64 like `index`."""
+    return _gather_ints(state, index).held_steps
+
+
 def all_held(state, is_refresh):
     """Returns what a refresh applies: entries, ids, sums `[num, dim]`, batches `[num, 1]`."""
 
@@ -212,15 +217,13 @@ def after_flush(state, index, before, after, grads, is_refresh, step):
         _scatter_ints(state, index, new),
         _scatter_floats(state, index, tf.zeros_like(grads), snapshot, path),
     ]
-    column = POOL_INTS.index("wake_step")
 
     def wake():
-        sleeping = tf.math.count_nonzero(state.pool_ints[:, column] > 0)
-        num = state.pool_ints.shape[0]
-        places = tf.stack([tf.range(num), tf.fill([num], column)], axis=1)
-        woken = state.pool_ints.scatter_nd_update(places, tf.zeros([num], tf.int64))
-        with tf.control_dependencies([woken]):
-            return -tf.identity(sleeping)
+        sleeping = tf.where(state.pool_ints[:, POOL_INTS.index("wake_step")] > 0)[:, 0]
+        entries = _gather_ints(state, sleeping)
+        entries = entries._replace(wake_step=tf.zeros_like(entries.wake_step))
+        with tf.control_dependencies([_scatter_ints(state, sleeping, entries)]):
+            return -tf.size(sleeping, tf.int64)
 
     with tf.control_dependencies(done):
         change = tf.cond(is_refresh, wake, lambda: tf.zeros([], tf.int64))
