@@ -69,7 +69,6 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self._rule = _update_rule(inner)
         self._states = {}
         self._tables = list
-        # Beside Keras's variables, in checkpoints alone; 0 in all else that is saved.
         self._local_held = []
 
     @staticmethod
@@ -111,6 +110,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 self._states[key] = self._add_state(variable, name, policy)
                 _hold_for(weakref.ref(self), _keras.tf_variable(variable))
                 tables.append((variable, self._states[key]))
+        # No variables of Keras's: in checkpoints alone, and 0 whenever anything else is saved.
+        held = [state.local_held for _, state in tables]
+        self._local_held = [variable for variable in held if variable is not None]
         # In a function, so that Keras does not take them for the optimizer's own variables.
         self._tables = lambda: tables
 
@@ -162,15 +164,13 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         shape = [pool_capacity(policy, int(table.shape[0])), int(table.shape[1])]
         # A checkpoint then has the sum over replicas, and gives each an equal part back.
         with self._distribution_strategy.extended.colocate_vars_with(table):
-            added = tf.Variable(
+            return tf.Variable(
                 lambda: tf.zeros(shape),
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
                 name="local_held",
             )
-        self._local_held.append(added)
-        return added
 
     def _apply(self, grads, variables, are_summed):
         inner = self.inner_optimizer

@@ -53,9 +53,11 @@ def hold(state, rows, live_ids, settings):
         Entries of the pool int32 `[num_entries]`, distinct, and float32 `[num_entries, dim]`, to
         be added on all replicas to what the pool holds of them.
     """
-    handle = state.local_held.handle
+    # Had the step failed on another replica, there would be no ids of all.
+    with tf.control_dependencies([live_ids]):
+        deferred = tf.identity(rows.deferred.indices)
     tf.raw_ops.ResourceScatterAdd(
-        resource=handle, indices=rows.deferred.indices, updates=rows.deferred.values
+        resource=state.local_held.handle, indices=deferred, updates=rows.deferred.values
     )
     _clear(state, rows.released)
     entries = tf.cond(
