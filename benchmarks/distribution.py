@@ -4,8 +4,8 @@
     python benchmarks/distribution.py --replicas 2 --steps 48
 
 Each subject runs in a process of its own, one after the other. Prints a line per subject, appends
-its JSON to results/distribution.jsonl, and prints one JSON object of all ratios, stock over ours, at
-the end.
+its JSON to results/distribution.jsonl, and at last prints one JSON object of all ratios, stock over
+ours.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import os
 import machine
 from distribution import mirrored
 
-# Modules with `measure(args)`, which yields results and at last a dict of ratios, and `line(result)`.
+# Modules with `line(result)` and `measure(args)`; that yields results and at last a dict of ratios.
 PARTS = (mirrored,)
 
 

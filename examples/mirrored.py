@@ -36,9 +36,8 @@ def click_model(num_rows, dim):
 
 def devices(num_replicas):
     """Returns names of GPUs where there are enough, else of as many virtual CPUs."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if len(gpus) >= num_replicas:
-        return [gpu.name for gpu in gpus[:num_replicas]]
+    if len(tf.config.list_physical_devices("GPU")) >= num_replicas:
+        return [f"GPU:{i}" for i in range(num_replicas)]
     cpu = tf.config.list_physical_devices("CPU")[0]
     virtual = [tf.config.LogicalDeviceConfiguration()] * num_replicas
     tf.config.set_logical_device_configuration(cpu, virtual)

@@ -1,4 +1,4 @@
-"""MirroredStrategy on virtual CPU devices: stock Keras 3 and tf_keras beside ours, on the same ids."""
+"""MirroredStrategy on virtual CPU devices: ours beside Keras 3 and tf_keras, on the same ids."""
 
 import json
 import os

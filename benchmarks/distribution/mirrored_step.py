@@ -1,8 +1,8 @@
 """One subject of `mirrored.py`: lookup, gradient, exchange and update of a table on each replica.
 
-Prints a JSON line. With `--count` replicas exchange through an object that counts the bytes of every
-tensor that a replica hands over to be reduced or gathered, values and indices; there is nothing but
-the table. Without, TensorFlow's default collectives, and the time is what counts.
+Prints a JSON line. With `--count` replicas exchange through an object that counts the bytes of all
+tensors, values and indices, that a replica hands over to be reduced or gathered; the table is all
+that there is. Without, they use TensorFlow's default collectives, and the time is what counts.
 """
 
 import argparse
@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 import workload
+
 from distribution.mirrored import SUBJECTS, spread
 
 PERIOD = 8

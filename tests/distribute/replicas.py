@@ -26,17 +26,17 @@ def strategy_of(num_replicas):
 
 
 class Replicated:
-    """A layer's table under a `SlipstreamOptimizer` and a `MirroredStrategy`.
+    """A layer's table under a `SlipstreamOptimizer` and a strategy with replicas.
 
     Args:
-        num_replicas: How many virtual CPU devices train.
+        strategy: `tf.distribute.Strategy`, or the number of virtual CPU devices that train.
         name: A key of `RULES`.
         policy: The optimizer's.
         **options: Of the Keras optimizer.
     """
 
-    def __init__(self, num_replicas, name, policy, **options):
-        self.strategy = strategy_of(num_replicas)
+    def __init__(self, strategy, name, policy, **options):
+        self.strategy = strategy_of(strategy) if isinstance(strategy, int) else strategy
         self.slots = [slot.name for slot in RULES[name].rule.slots]
         with self.strategy.scope():
             self.layer = embedding_of(initial_values(), name="user")
@@ -77,7 +77,7 @@ class Replicated:
         variables = {name: getattr(state, name) for name in names}
         variables |= {f"slot {name}": slot for name, slot in zip(self.slots, state.slots)}
         variables |= {"last_steps": state.last_steps, "changed_rows": state.changed_rows}
-        for replica in range(self.strategy.num_replicas_in_sync):
+        for replica in range(len(self.strategy.extended.worker_devices)):
             yield {
                 name: self.strategy.experimental_local_results(variable)[replica].numpy()
                 for name, variable in variables.items()

@@ -8,8 +8,8 @@ import collections
 
 import tensorflow as tf
 
-from tf_slipstream.ops import staleness
-from tf_slipstream.ops.live_slices import find_rows
+from tf_slipstream.ops import _library, staleness
+from tf_slipstream.ops.live_slices import find_rows, policy_handles
 
 # Of one table: `sent`, `tf.IndexedSlices`, the rows whose gradients travel, with what was held of
 # them here; `stale_ids`, the other rows looked up; `deferred`, `tf.IndexedSlices` from entries of
@@ -36,8 +36,35 @@ def replica_rows(states, slices, settings):
         tf.errors.InvalidArgumentError: As `apply_rows`.
     """
     woken_at = [None if state.policy is None else _begin(state, settings)[0] for state in states]
-    found = find_rows(states, slices, settings.step, woken_at)
-    return [_split(state, one) for state, one in zip(states, found)]
+    native = _library.native_ops(states[0].table.device)
+    if native is None:
+        found = find_rows(states, slices, settings.step, woken_at)
+        return [_split(state, one) for state, one in zip(states, found)]
+    holding = [i for i, state in enumerate(states) if state.local_held is not None]
+    found = native.slipstream_replica_rows(
+        **policy_handles(states),
+        local_held=[states[i].local_held.handle for i in holding],
+        woken_at=[tf.cast(one, tf.int64) for one in woken_at if one is not None],
+        indices=[one.indices for one in slices],
+        grads=[one.values for one in slices],
+        step=settings.step,
+        holding_tables=holding,
+        table_names=[state.name for state in states],
+        num_rows=[state.num_rows for state in states],
+    )
+    rows = zip(
+        found.sent_indices,
+        found.sent_grads,
+        found.stale_indices,
+        found.deferred_entries,
+        found.deferred_grads,
+        found.released,
+        found.num_lookups,
+    )
+    return [
+        ReplicaRows(tf.IndexedSlices(grads, ids), stale_ids, tf.IndexedSlices(held, entries), *rest)
+        for ids, grads, stale_ids, entries, held, *rest in rows
+    ]
 
 
 def hold(state, rows, live_ids, settings):
