@@ -109,7 +109,8 @@ def main():
         "deferred": stats.num_deferred_lookups,
         "table": int(np.sum(table.view(np.int32), dtype=np.int64)),
     }
-    print(json.dumps(report), flush=True)
+    # In one piece: other workers print to the same terminal.
+    print(json.dumps(report) + "\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main():
         json.dumps(
             vars(args)
             | {
-                "distinct": np.mean([len(np.unique(one)) for one in ids[:, 0]]) / args.lookups,
+                "mean_distinct": np.mean([len(np.unique(one)) for step in ids for one in step]),
                 "milliseconds": spread(seconds),
                 "bytes_per_step": int(counting.num_bytes) / args.steps / args.replicas
                 if counting

@@ -7,10 +7,19 @@ import numpy as np
 import tensorflow as tf
 
 from tests.models import embedding_of
-from tests.policy.training import RULES, Product, inner_of
+from tests.policy.training import RULES, Product, inner_of, policies
 from tf_slipstream import SlipstreamOptimizer
 
 NUM_ROWS, DIM = 40, 4
+
+POLICIES = {
+    "none": None,
+    "defer": policies(),
+    "refresh": policies(refresh_every=37, threshold=1e9),
+    "skip_below": policies(skip_below=0.7, refresh_every=45),
+    "skip": policies(on_stale="skip", threshold=2.0, refresh_every=50),
+    "target": policies(threshold=None, target_skip=0.3),
+}
 
 
 @functools.cache

@@ -2,19 +2,7 @@
 
 import pytest
 
-from tests.distribute.replicas import Replicated, alone, assert_same, batches
-from tests.policy.training import policies
-from tf_slipstream.ops import _library
-
-POLICIES = {
-    "none": None,
-    "defer": policies(),
-    "refresh": policies(refresh_every=37, threshold=1e9),
-    "skip_below": policies(skip_below=0.7, refresh_every=45),
-    "skip": policies(on_stale="skip", threshold=2.0, refresh_every=50),
-    "target": policies(threshold=None, target_skip=0.3),
-}
-
+from tests.distribute.replicas import POLICIES, Replicated, alone, assert_same, batches
 
 CASES = [
     # name, policy, num_replicas, num_steps
@@ -57,17 +45,3 @@ def test_replicas_are_alike_and_train_as_one_device_does(name, policy, num_repli
     assert_same(replicated, single)
     if replicated.state.local_held is not None:
         assert not replicated.local_held().any()
-
-
-@pytest.mark.parametrize("policy", ["skip_below", "skip"])
-def test_plain_tensorflow_ops_do_the_same(policy):
-    with _library.fallback():
-        replicated = Replicated(2, "sgd", POLICIES[policy])
-        single = alone("sgd", POLICIES[policy])
-        for batch in batches(2, 80):
-            replicated.step(batch)
-            single.step(batch.ids, batch.grads)
-        assert_same(replicated, single)
-        replicated.optimizer.wake_all()
-        single.optimizer.wake_all()
-        assert_same(replicated, single)
