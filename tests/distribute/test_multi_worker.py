@@ -83,7 +83,7 @@ def test_workers_train_as_one_device_does_and_go_on_from_a_checkpoint(tmp_path):
 def test_the_example_trains_and_stops_all_of_its_workers(tmp_path):
     port = free_port(NUM_WORKERS)
     done = subprocess.run(
-        ["sh", str(ROOT / "examples" / "multi_worker.sh"), "--steps", "40", "--rows", "500"]
+        ["sh", str(ROOT / "examples" / "multi_worker.sh"), "--steps", "60", "--rows", "500"]
         + ["--save", str(tmp_path / "model.keras")],
         env=environment(PYTHON=sys.executable, PORT=str(port), WORKERS=str(NUM_WORKERS)),
         capture_output=True,
@@ -95,7 +95,7 @@ def test_the_example_trains_and_stops_all_of_its_workers(tmp_path):
     assert sorted(report.pop("worker") for report in reports) == list(range(NUM_WORKERS))
     first, second = reports
     assert first["table"] == second["table"], "the workers' tables differ"
-    assert first["lookups"] == second["lookups"] == NUM_WORKERS * 40 * 512
+    assert first["lookups"] == second["lookups"] == NUM_WORKERS * 60 * 512
     assert first["deferred"] > 0
     assert 0 < first["loss"] < 0.7
     assert (tmp_path / "model.keras").exists()
