@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling clean
+.PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
+  bench-distribution clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
@@ -19,6 +20,7 @@ help:
 	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
 	@echo "make bench-training  time whole training steps, PyTorch's too where bench-peers has been"
 	@echo "make bench-scaling   time against rows, lookups, dims, skew, bags, tables, threads; a plot"
+	@echo "make bench-distribution  bytes between replicas and step times, against stock Keras"
 	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)
@@ -85,6 +87,9 @@ bench-scaling: $(READY)
 	$(BIN)/python benchmarks/embedding_step.py --grid rows lookups dims skew bags tables threads \
 	  --output results/scaling.jsonl --subjects slipstream limit tf_keras_legacy fbgemm $(ARGS)
 	$(BIN)/python benchmarks/plot.py results/scaling.jsonl --output results/scaling.svg
+
+bench-distribution: $(READY)
+	$(BIN)/python benchmarks/distribution.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -15,6 +15,12 @@ from tf_slipstream.ops import _library
 NUM_THREADS = 2
 tf.config.threading.set_intra_op_parallelism_threads(NUM_THREADS)
 tf.config.threading.set_inter_op_parallelism_threads(NUM_THREADS)
+# Replicas of tests/distribute; all else runs on the first.
+NUM_DEVICES = 4
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * NUM_DEVICES,
+)
 
 # Fixed examples: a failure is there in the next run too, and on every machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

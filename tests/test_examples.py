@@ -63,3 +63,12 @@ def test_serving_publishes_a_version_and_what_changed_after_it(tmp_path):
     assert "answers as the model does, to the bit: True" in done.stdout
     versions = tmp_path / "published" / "clicks"
     assert sorted(path.name for path in versions.iterdir()) == ["1", "2"]
+
+
+def test_replicas_of_the_mirrored_example_are_alike():
+    done = run("mirrored.py", "--examples", 30_000, "--rows", 2_000, "--batch-size", 256)
+    assert done.returncode == 0, done.stderr
+    assert "the tables of 2 replicas are equal to the bit: True" in done.stdout
+    deferred = re.search(r"30,\d+ lookups, (\d+)% of them deferred", done.stdout)
+    assert deferred, done.stdout
+    assert int(deferred[1]) > 0

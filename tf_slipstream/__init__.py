@@ -4,6 +4,7 @@ What users import. No logic here; to add a public name, import it and list it in
 """
 
 from tf_slipstream import data, export
+from tf_slipstream.callbacks import SkipGuard, SkipHistory
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.ops import build_info
 from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -15,6 +16,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RowWiseAdagrad",
+    "SkipGuard",
+    "SkipHistory",
     "SkipStats",
     "SlipstreamEmbedding",
     "SlipstreamOptimizer",

@@ -53,28 +53,16 @@ def current_learning_rate(optimizer):
     return tf.cast(tf.convert_to_tensor(rate), tf.float32)
 
 
-def apply_to(optimizer, grads, variables):
-    """Applies gradients that are already summed over replicas where tf_keras expects it so."""
-    if IS_KERAS_3:
-        optimizer.apply(grads, variables)
-    else:
-        optimizer.apply_gradients(zip(grads, variables), skip_gradients_aggregation=True)
-
-
-def sum_over_replicas(slices):
-    """Returns sparse gradients summed over replicas, as tf_keras does before a step.
-
-    Args:
-        slices: List of `tf.IndexedSlices` of this replica; replicas may bring different numbers of
-            rows.
-
-    Returns:
-        The same on every replica.
-    """
-    context = tf.distribute.get_replica_context()
-    if not IS_KERAS_3 or context is None or context.num_replicas_in_sync == 1 or not slices:
-        return slices
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, slices)
+def apply_to(optimizer, grads, variables, are_summed):
+    """Applies gradients of dense variables, summed over replicas first unless they are already."""
+    if not IS_KERAS_3:
+        optimizer.apply_gradients(zip(grads, variables), skip_gradients_aggregation=are_summed)
+        return
+    if are_summed:
+        # Keras 3 has no way to say so; it sums once more.
+        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        grads = [tf.math.scalar_mul(1 / num_replicas, grad) for grad in grads]
+    optimizer.apply(grads, variables)
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
@@ -84,7 +72,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     learning rate and step counter are the inner one's. A subclass has
 
     - `_build(variables)`: creates the state of these variables; called once, eagerly;
-    - `_apply(grads, variables)`: does a step, given every gradient that is not None.
+    - `_apply(grads, variables, are_summed)`: does a step, given every gradient that is not None,
+      and whether the caller has summed them over replicas.
     """
 
     def __init__(self, inner_optimizer, name):
@@ -163,13 +152,12 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         pairs = list(grads_and_vars)
         if pairs:
             aggregate = kwargs.pop("experimental_aggregate_gradients", True)
-            if not IS_KERAS_3 and aggregate and not skip_gradients_aggregation:
-                pairs = self.aggregate_gradients(pairs)
+            are_summed = not IS_KERAS_3 and (skip_gradients_aggregation or not aggregate)
             grads, variables = zip(*pairs)
-            self._step(grads, variables)
+            self._step(grads, variables, are_summed)
         return self.iterations
 
-    def _step(self, grads, variables):
+    def _step(self, grads, variables, are_summed=False):
         self.build(variables)
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         missing = [v.name for g, v in zip(grads, variables) if g is None]
@@ -177,4 +165,4 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             raise ValueError(f"No gradients provided for any variable: {missing}.")
         if missing:
             warnings.warn(f"Gradients do not exist for variables {missing}.", stacklevel=3)
-        self._apply(*zip(*pairs))
+        self._apply(*zip(*pairs), are_summed)

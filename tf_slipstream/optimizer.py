@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
+from tf_slipstream.distribute.replicas import exchange_rows, num_replicas
 from tf_slipstream.embedding import table_spec, wake_rows_of
 from tf_slipstream.ops._library import row_int_dtype
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
@@ -74,6 +75,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self._rule = _update_rule(inner)
         self._states = {}
         self._tables = list
+        self._local_held = []
 
     @staticmethod
     def _check_inner(inner):
@@ -114,6 +116,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 self._states[key] = self._add_state(variable, name, policy)
                 _hold_for(weakref.ref(self), _keras.tf_variable(variable))
                 tables.append((variable, self._states[key]))
+        # No variables of Keras's: in checkpoints alone, and 0 whenever anything else is saved.
+        held = [state.local_held for _, state in tables]
+        self._local_held = [variable for variable in held if variable is not None]
         # In a function, so that Keras does not take them for the optimizer's own variables.
         self._tables = lambda: tables
 
@@ -129,7 +134,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                     shape=shape,
                     # One fill, where Keras's Constant needs the memory twice.
                     initializer=lambda shape, dtype=None: tf.broadcast_to(
-                        tf.cast(value, dtype), shape
+                        tf.constant(value, dtype), shape
                     ),
                     dtype=dtype,
                     name=f"{name}_{suffix}",
@@ -150,30 +155,55 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             policy=policy,
             correlation=self._rule.correlation,
             **({} if policy is None else _policy_variables(policy, num_rows, dim, row_int, add)),
+            local_held=self._add_local_held(table, policy),
         )
 
-    def _apply(self, grads, variables):
+    def _add_local_held(self, table, policy):
+        """Returns where each of several replicas holds gradients; None where the pool holds them.
+
+        The pool does where gradients are clipped: that takes their sums over all replicas.
+        """
+        inner = self.inner_optimizer
+        is_clipped = inner.clipnorm or inner.global_clipnorm or inner.clipvalue
+        is_alone = self._distribution_strategy.num_replicas_in_sync == 1
+        if policy is None or policy.on_stale != "defer" or is_clipped or is_alone:
+            return None
+        shape = [pool_capacity(policy, int(table.shape[0])), int(table.shape[1])]
+        # A checkpoint then has the sum over replicas, and gives each an equal part back.
+        with self._distribution_strategy.extended.colocate_vars_with(table):
+            return tf.Variable(
+                lambda: tf.zeros(shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name="local_held",
+            )
+
+    def _apply(self, grads, variables, are_summed):
         inner = self.inner_optimizer
         is_table = [self._var_key(v) in self._states for v in variables]
         dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
         tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
         states = [self._states[self._var_key(v)] for _, v in tables]
-        # Each replica then applies the same rows to its own copy, and copies stay alike.
-        slices = _keras.sum_over_replicas(
-            [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
-        )
+        slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
         settings = StepSettings(
             step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
             learning_rate=_keras.current_learning_rate(inner),
             clip_value=float(inner.clipvalue or 0),
         )
+        num_lookups = None
+        if num_replicas() > 1 and not are_summed:
+            # Each replica then applies the same rows to its own copy, and copies stay alike.
+            slices, num_lookups = _exchanged(states, slices, settings)
+            if inner.global_clipnorm and dense:
+                dense, are_summed = _sum_over_replicas(dense), True
         scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
         decays = [self._weight_decay(v) for _, v in tables]
-        done = self._apply_tables(states, slices, settings, scales, decays)
+        done = self._apply_tables(states, slices, settings, scales, decays, num_lookups)
         # A step that fails in a table has then changed no dense variable either.
         with tf.control_dependencies(done):
             if dense:
-                _keras.apply_to(inner, *zip(*dense))
+                _keras.apply_to(inner, *zip(*dense), are_summed)
             else:
                 inner.iterations.assign_add(1)
             for (_, variable), state, one in zip(tables, states, slices):
@@ -219,7 +249,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # `inner` then finds a norm within its bound and clips no more.
         return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
 
-    def _apply_tables(self, states, slices, settings, scales, decays):
+    def _apply_tables(self, states, slices, settings, scales, decays, num_lookups):
         done = []
         position = {id(state): i for i, state in enumerate(states)}
         for group_states, group_slices in _groups(states, slices):
@@ -231,6 +261,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 settings,
                 None if scales is None else [scales[i] for i in places],
                 [decays[i] for i in places],
+                None if num_lookups is None else [num_lookups[i] for i in places],
             )
         return done
 
@@ -244,8 +275,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
         `fit` does so at its end, and so do saving and exporting a model, with two exceptions before
         which you call it: legacy `.h5` files, and tf_keras's `save_weights` in the TensorFlow
-        format. Call it eagerly, outside of a strategy's replicas. The learning rate is that of the
-        step to come.
+        format. Call it eagerly, outside of a strategy's replicas, and under
+        `MultiWorkerMirroredStrategy` on every worker. The learning rate is that of the step to
+        come.
         """
         self._raise_for_refused_steps()
         states = [state for state in self._states.values() if state.policy is not None]
@@ -253,7 +285,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             return
         strategy = self._distribution_strategy
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            strategy.run(self._wake)
+            tf.function(lambda: strategy.run(self._wake))()
         else:
             self._wake()
 
@@ -270,7 +302,10 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             for state in states
         ]
         decays = [self._weight_decay(variable) for variable, _ in pairs]
-        done = self._apply_tables(states, nothing, settings, None, decays)
+        num_lookups = None
+        if num_replicas() > 1:
+            nothing, num_lookups = _exchanged(states, nothing, settings)
+        done = self._apply_tables(states, nothing, settings, None, decays, num_lookups)
         with tf.control_dependencies(done):
             for variable, state in pairs:
                 if variable.constraint is not None:
@@ -311,19 +346,24 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             first step.
         """
         self._raise_for_refused_steps()
+        states = list(self._states.values())
+        if not states:
+            return {}
+        # Two reads, where one of each variable would take ten times as long.
+        counts = tf.stack([state.counters for state in states]).numpy().tolist()
+        with_policy = [state for state in states if state.policy is not None]
+        numbers = {}
+        if with_policy:
+            read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
+            numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
         stats = {}
-        for state in self._states.values():
-            counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
-            num_stale_rows, drift_threshold = 0, 0.0
-            if state.policy is not None:
-                policy = dict(zip(POLICY_STATES, state.policy_state.numpy()))
-                num_stale_rows = int(policy["num_sleeping"])
-                drift_threshold = float(policy["threshold"] * policy["strictness"])
+        for state, counted in zip(states, counts, strict=True):
+            policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
             stats[state.name] = SkipStats(
-                **counts,
-                num_stale_rows=num_stale_rows,
+                **dict(zip(COUNTERS, counted)),
+                num_stale_rows=int(policy["num_sleeping"]),
                 num_rows=state.num_rows,
-                drift_threshold=drift_threshold,
+                drift_threshold=policy["threshold"] * policy["strictness"],
             )
         return stats
 
@@ -346,6 +386,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     def save_own_variables(self, store):
         self.wake_all()
         super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        # Nothing was held when it was saved.
+        for held in self._local_held:
+            held.assign(tf.zeros(held.shape))
 
     def finalize_variable_values(self, var_list):
         self.wake_all()
@@ -371,6 +417,29 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         )
         config["policy"] = policy_from_config(config["policy"])
         return cls(inner, **config)
+
+
+def find_slipstream_optimizer(optimizer_or_model, user):
+    """Returns the `SlipstreamOptimizer` of a model, or within an optimizer.
+
+    Args:
+        optimizer_or_model: A compiled model, a `SlipstreamOptimizer`, or an optimizer around one,
+            such as a `LossScaleOptimizer`.
+        user: Who needs it, for the error.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = given = getattr(optimizer_or_model, "optimizer", None) or optimizer_or_model
+    while found is not None and not isinstance(found, SlipstreamOptimizer):
+        found = getattr(found, "inner_optimizer", None)
+    if found is None:
+        raise ValueError(
+            f"{user} needs a model compiled with a SlipstreamOptimizer, or that optimizer, and got "
+            f"{type(given).__name__}. Give `compile` a slipstream.SlipstreamOptimizer(...); a "
+            "LossScaleOptimizer may be around it."
+        )
+    return found
 
 
 def _hold_for(optimizer, table):
@@ -451,6 +520,22 @@ def _groups(states, slices):
                 tf.IndexedSlices(one.values, tf.cast(one.indices, tf.int64)) for one in group_slices
             ]
         yield group_states, group_slices
+
+
+def _exchanged(states, slices, settings):
+    """Returns what `exchange_rows` does, of tables on any devices."""
+    exchanged = {}
+    for group in _groups(states, slices):
+        for state, *one in zip(group[0], *exchange_rows(*group, settings), strict=True):
+            exchanged[id(state)] = one
+    pairs = [exchanged[id(state)] for state in states]
+    return [one for one, _ in pairs], [num for _, num in pairs]
+
+
+def _sum_over_replicas(dense):
+    grads, variables = zip(*dense)
+    context = tf.distribute.get_replica_context()
+    return list(zip(context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads)), variables))
 
 
 def _clip_scale(norm, limit):

@@ -5,7 +5,7 @@ import dataclasses
 from tf_slipstream import StalenessPolicy
 from tf_slipstream.policy import PRESETS
 
-CONTROLS = ("random_rows", "frozen_after", "random_inputs", "fixed")
+CONTROLS = ("random_rows", "frozen_after", "random_inputs", "stale_inputs", "fixed")
 HELP = """
 A configuration is one of
   none                      no skipping
@@ -15,6 +15,7 @@ A configuration is one of
   frozen_after=300          a row is frozen for ever after so many updates
   fixed=8,min_updates=100   every popular row is updated once in 8 batches, whatever its drift
   random_inputs=0.3         this share of the examples is left out
+  stale_inputs=0.9,...      examples are left out with this share of stale lookups or more
 """
 
 
@@ -28,6 +29,7 @@ class Configuration:
         random_rows: Probability with which a row is left out of a step.
         frozen_after: Updates after which a row is frozen for ever; 0: never.
         random_inputs: Share of the examples that is left out.
+        stale_inputs: Share of stale lookups at which an example is left out; 0: never.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Configuration:
     random_rows: float = 0.0
     frozen_after: int = 0
     random_inputs: float = 0.0
+    stale_inputs: float = 0.0
 
     def settings(self):
         """Returns all that decides about the result, the name not, as JSON takes it."""
@@ -64,6 +67,8 @@ def parse(text):
         period = int(value)
         at_once = {"first_sleep": period, "max_sleep": period, "updates_per_sleep": 1}
         return Configuration(text, StalenessPolicy(threshold=1e9, **at_once | _changes(rest)))
+    if key == "stale_inputs":
+        return Configuration(text, StalenessPolicy(**_changes(rest)), stale_inputs=float(value))
     if key in CONTROLS and not rest:
         return Configuration(text, **{key: _value(value)})
     if first in (*PRESETS, "default"):

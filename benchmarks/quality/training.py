@@ -156,7 +156,9 @@ def run(data_set, configuration, settings, on_examples=lambda num_examples: None
     trainer = Trainer(data_set, configuration, **{name: settings[name] for name in names})
     seconds, num_timed, num_given, checkpoints = 0.0, 0, 0, []
     for number in range(settings["epochs"]):
-        epoch = make_epoch(data_set, configuration, settings, number)
+        epoch = make_epoch(
+            data_set, configuration, settings, number, trainer.optimizer, trainer.by_table
+        )
         num_given += epoch.num_steps
         step = 0
         for batches in epoch.dataset:

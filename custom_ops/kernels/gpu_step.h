@@ -68,6 +68,7 @@ Error ReadBytes(void* to, const void* from, size_t num_bytes, CUstream_st* strea
 //   counters   [7]: the fields of RowCounts are added to the first six, in its order; 1 to the last
 //              if the step changed nothing because of something in this table
 //   grad_scale scalar
+//   counted    [3]: how many lookups to count, in all, skipped and deferred; null: those that are
 template <typename Index>
 struct TableStep {
   const Index* ids;
@@ -78,6 +79,7 @@ struct TableStep {
   Pool pool;
   int64_t* counters;
   const float* grad_scale;
+  const int64_t* counted;
   float weight_decay;
 };
 

@@ -238,6 +238,7 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
     if (kind == RowKind::kSkipped) {
       result->counts.num_skipped_lookups += num_positions;
       ++result->counts.num_skipped_row_updates;
+      deferred[bucket.end - bucket.begin - ++result->num_skipped] = row;
       continue;
     }
     if (r + kPrefetchRows < num_rows) {
@@ -269,6 +270,7 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
   found_.counts.assign(tables.size(), {});
   found_.runs.clear();
   found_.deferred_runs.clear();
+  found_.skipped_runs.clear();
   bad_.assign(chunks_.size(), {});
   parallel_for(chunks_.size(),
                [&](int64_t c) { bad_[c] = CheckAndCount(tables[chunks_[c].table], chunks_[c]); });
@@ -302,17 +304,38 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
       found_.deferred_runs.push_back(
           {bucket.table, deferred_rows_.data() + first, result.num_deferred});
     }
+    if (result.num_skipped > 0) {
+      const int64_t end = plans_[bucket.table].first_lookup + bucket.end;
+      found_.skipped_runs.push_back(
+          {bucket.table, deferred_rows_.data() + end - result.num_skipped, result.num_skipped});
+    }
   }
   return First(bad_);
+}
+
+void LiveRows::SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped,
+                             int64_t num_deferred) {
+  RowCounts& counts = found_.counts[table];
+  counts.num_lookups = num_lookups;
+  counts.num_skipped_lookups = num_skipped;
+  counts.num_deferred_lookups = num_deferred;
 }
 
 template <typename Index>
 void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids,
                                 float* grads, const ParallelFor& parallel_for) const {
+  CopyInBatchOrder({&found_.runs, &found_.deferred_runs}, table, num_lookups, dim, ids, nullptr,
+                   grads, parallel_for);
+}
+
+template <typename Index>
+void LiveRows::CopyInBatchOrder(const std::vector<const std::vector<Run>*>& kinds, int64_t table,
+                                int64_t num_lookups, int64_t dim, Index* ids, int32_t* states,
+                                float* grads, const ParallelFor& parallel_for) const {
   // A row's place is the number of rows that came before its first lookup.
   std::vector<int32_t> places(num_lookups, 0);
   std::vector<const Run*> runs;
-  for (const std::vector<Run>* all : {&found_.runs, &found_.deferred_runs}) {
+  for (const std::vector<Run>* all : kinds) {
     for (const Run& run : *all) {
       if (run.table != table) continue;
       runs.push_back(&run);
@@ -330,7 +353,8 @@ void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim,
       const LiveRow& row = runs[i]->rows[r];
       const int64_t to = places[row.first_lookup];
       ids[to] = static_cast<Index>(row.id);
-      std::memcpy(grads + to * dim, row.grad, dim * sizeof(float));
+      if (states != nullptr) states[to] = row.state;
+      if (grads != nullptr) std::memcpy(grads + to * dim, row.grad, dim * sizeof(float));
     }
   });
 }
@@ -338,6 +362,12 @@ void LiveRows::CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim,
 template void LiveRows::CopyInBatchOrder(int64_t, int64_t, int64_t, int32_t*, float*,
                                          const ParallelFor&) const;
 template void LiveRows::CopyInBatchOrder(int64_t, int64_t, int64_t, int64_t*, float*,
+                                         const ParallelFor&) const;
+template void LiveRows::CopyInBatchOrder(const std::vector<const std::vector<Run>*>&, int64_t,
+                                         int64_t, int64_t, int32_t*, int32_t*, float*,
+                                         const ParallelFor&) const;
+template void LiveRows::CopyInBatchOrder(const std::vector<const std::vector<Run>*>&, int64_t,
+                                         int64_t, int64_t, int64_t*, int32_t*, float*,
                                          const ParallelFor&) const;
 template BadLookup LiveRows::Find(const std::vector<Lookups<int32_t>>&, int64_t,
                                   const ParallelFor&);

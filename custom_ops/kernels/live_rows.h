@@ -81,10 +81,13 @@ class LiveRows {
   struct Found {
     std::vector<Run> runs;           // rows to update
     std::vector<Run> deferred_runs;  // rows that are asleep, whose gradients are to be held
+    std::vector<Run> skipped_runs;   // rows that are skipped; `grad` is null
     std::vector<RowCounts> counts;   // one per table
   };
   const Found& found() const { return found_; }
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
+  // Counts other lookups of a table in place of those found: its ids stand for more than one each.
+  void SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped, int64_t num_deferred);
   // How many rows of a table are updated or deferred.
   int64_t num_read(int64_t table) const {
     return counts(table).num_row_updates - counts(table).num_skipped_row_updates;
@@ -95,6 +98,15 @@ class LiveRows {
   //   grads [num_read(table), dim], overwritten
   template <typename Index>
   void CopyInBatchOrder(int64_t table, int64_t num_lookups, int64_t dim, Index* ids, float* grads,
+                        const ParallelFor& parallel_for) const;
+  // The same of rows of one kind, or of several.
+  //   kinds  lists of runs in found()
+  //   ids    [num], num of the rows of these kinds; overwritten
+  //   states [num], their row states, overwritten; null: not wanted, as `grads`
+  //   grads  [num, dim], overwritten
+  template <typename Index>
+  void CopyInBatchOrder(const std::vector<const std::vector<Run>*>& kinds, int64_t table,
+                        int64_t num_lookups, int64_t dim, Index* ids, int32_t* states, float* grads,
                         const ParallelFor& parallel_for) const;
 
  private:
@@ -116,6 +128,7 @@ class LiveRows {
   struct BucketResult {
     int64_t num_live = 0;
     int64_t num_deferred = 0;
+    int64_t num_skipped = 0;
     RowCounts counts;
     BadLookup bad;
   };
@@ -142,7 +155,7 @@ class LiveRows {
   Buffer<int32_t> histograms_;
   Buffer<int32_t> positions_;
   Buffer<LiveRow> rows_;
-  Buffer<LiveRow> deferred_rows_;
+  Buffer<LiveRow> deferred_rows_;  // in a bucket's part, from its end on backwards: skipped rows
   Buffer<float> sums_;
 };
 

@@ -122,7 +122,10 @@ SLIPSTREAM_HOST_DEVICE inline void EndStep(const PolicySettings& policy, int64_t
   state->control_stale += num_stale;
   if (step % kControlSteps != 0 || state->control_lookups == 0) return;
   const bool too_few = state->control_stale < policy.target_skip * state->control_lookups;
-  state->threshold *= too_few ? kControlFactor : 1 / kControlFactor;
+  // A threshold that rose under a strictness would undo it.
+  if (!too_few || state->strictness == 1) {
+    state->threshold *= too_few ? kControlFactor : 1 / kControlFactor;
+  }
   state->threshold = std::max(std::min(state->threshold, policy.max_threshold),
                               policy.max_threshold / kControlRange);
   state->control_lookups = state->control_stale = 0;
@@ -177,18 +180,22 @@ SLIPSTREAM_HOST_DEVICE inline int64_t SleepSteps(int64_t num_batches, int64_t cy
   return std::min(max_age, (num_batches * cycle + k - 1) / k);
 }
 
+// The longest sleep that a row may have now, in batches.
+SLIPSTREAM_HOST_DEVICE inline int64_t SleepLimit(const PolicySettings& policy,
+                                                 const PolicyState& state, const PoolEntry& entry) {
+  const int64_t longest = static_cast<int64_t>(std::floor(policy.max_sleep * state.strictness));
+  return std::max<int64_t>(1, std::min(longest, entry.num_updates / policy.updates_per_sleep));
+}
+
 // The row's state after a judgement; returns the batches it may sleep now under "skip", else 0.
-//   rows SquaredDistance(), AbsoluteDistance(): of row and snapshot, summed; SnapshotNorm():
-//   squared;
-//        dim(); TakeSnapshot(): copies the row to its snapshot
+//   rows  SquaredDistance() and AbsoluteDistance() of row and snapshot, SnapshotNorm(), squared:
+//         sums over the elements; dim(); TakeSnapshot() copies the row to its snapshot
 template <typename Rows>
 SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyState& state,
-                                     const Rows& rows, PoolEntry* entry, float* path) {
+                                     const Rows& rows, int64_t limit, PoolEntry* entry,
+                                     float* path) {
   const double drift = Drift(policy, *entry, *path, rows);
   const bool at_rest = drift <= state.threshold * state.strictness;
-  const int64_t longest = static_cast<int64_t>(std::floor(policy.max_sleep * state.strictness));
-  const int64_t limit =
-      std::max<int64_t>(1, std::min(longest, entry->num_updates / policy.updates_per_sleep));
   int64_t sleep = 0;
   if (policy.skips) {
     if (at_rest) sleep = std::min(entry->period, limit);
@@ -205,8 +212,9 @@ SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyS
   return sleep;
 }
 
-// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not. Returns
-// what to add to `num_sleeping`.
+// Judges a popular row that was updated in a batch of its own, and puts it to sleep or not: one
+// that a refresh or a change of the learning rate woke stays live until it is judged. Returns what
+// to add to `num_sleeping`.
 //   index its entry's, which is `*entry`
 //   rows  as for Judge
 //   path  the entry's
@@ -216,6 +224,7 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
                                            PoolEntry* entry, float* path) {
   const int64_t cycle = step - entry->live_step;
   const bool slept = entry->wake_step > 0;
+  const bool was_woken = entry->live_step < state.woken_at;
   // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
   const bool is_counted = policy.skips || !slept || !entry->is_skipped;
   const int64_t k = is_counted ? entry->held_steps + 1 : entry->period;
@@ -225,19 +234,22 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
   entry->wake_step = 0;
   const int64_t num_judged = policy.skips && entry->is_skipped ? policy.probe : policy.window;
   const int64_t period = entry->period;
+  const int64_t limit = SleepLimit(policy, state, *entry);
+  const bool is_judged = entry->window_updates >= num_judged;
   int64_t num_batches = 0;
-  if (entry->window_updates >= num_judged) {
-    num_batches = Judge(policy, state, rows, entry, path);
+  if (is_judged) num_batches = Judge(policy, state, rows, limit, entry, path);
+  const bool sleeps_on = slept && !was_woken;
+  if (!policy.skips && (is_judged || sleeps_on)) {
+    num_batches = std::min(entry->period, limit) - 1;
   }
-  if (!policy.skips) num_batches = entry->period - 1;
   if (num_batches > 0) {
     int64_t sleep = SleepSteps(num_batches, cycle, k, policy.max_age);
-    if (!policy.skips && entry->period != period) {
-      // Rows that became popular together would otherwise be updated together, all in one step and
-      // none in those between.
+    if (!policy.skips && (entry->period != period || !sleeps_on)) {
+      // Rows that became popular or were woken together would otherwise be updated together, all
+      // in one step and none in those between.
       sleep -= (step + 1 + sleep + index) % (sleep + 1);
     }
-    if (sleep > 0) entry->wake_step = step + 1 + sleep;
+    entry->wake_step = step + 1 + sleep;
   }
   return (entry->wake_step > 0) - slept;
 }

@@ -435,22 +435,25 @@ __global__ void __launch_bounds__(kThreads) FlushHeld(View view) {
 
 // Ends a table's step: counters and policy, or what was bad.
 template <typename Index>
-__global__ void EndTable(View view, const Index* ids, int64_t* counters, Report* report) {
+__global__ void EndTable(View view, const Index* ids, const int64_t* counted, int64_t* counters,
+                         Report* report) {
   if (IsFaulty(*view.fault)) {
     counters[6] += TellFault(view, ids, report);
     return;
   }
   TableState& state = *view.state;
-  counters[0] += view.num_lookups;
-  counters[1] += state.num_stale[0];
-  counters[2] += state.num_stale[1];
+  const int64_t num_lookups = counted == nullptr ? view.num_lookups : counted[0];
+  const int64_t num_skipped = counted == nullptr ? state.num_stale[0] : counted[1];
+  const int64_t num_deferred = counted == nullptr ? state.num_stale[1] : counted[2];
+  counters[0] += num_lookups;
+  counters[1] += num_skipped;
+  counters[2] += num_deferred;
   counters[3] += state.num_found;
   counters[4] += state.num_stale[2];
   counters[5] += state.num_stale[3];
   if (view.pool.row_states == nullptr) return;
-  EndStep(PolicyOf(state), state.settings.step, view.num_lookups,
-          state.num_stale[0] + state.num_stale[1], static_cast<int64_t>(state.sleeping_change),
-          &state.begun);
+  EndStep(PolicyOf(state), state.settings.step, num_lookups, num_skipped + num_deferred,
+          static_cast<int64_t>(state.sleeping_change), &state.begun);
   *view.pool.state = state.begun;
 }
 
@@ -499,8 +502,8 @@ Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& input
   for (size_t t = 0; t < tables.size() && half != Half::kFind; ++t) {
     const View& view = layout.views[t];
     SLIPSTREAM_RETURN_IF_ERROR(UpdateTable<Rule>(view, layout.find, stream));
-    SLIPSTREAM_RETURN_IF_ERROR(
-        Launch(EndTable<Index>, 1, 1, stream, view, tables[t].ids, tables[t].counters, report));
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(EndTable<Index>, 1, 1, stream, view, tables[t].ids,
+                                      tables[t].counted, tables[t].counters, report));
   }
   return cudaSuccess;
 }

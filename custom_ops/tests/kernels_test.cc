@@ -8,6 +8,7 @@ int main() {
   slipstream::TestLiveRows();
   slipstream::TestUpdateRows();
   slipstream::TestStaleness();
+  slipstream::TestThreadTeam();
   slipstream::TestHugePages();
   if (slipstream::num_failures > 0) {
     std::fprintf(stderr, "kernels_test: %lld of %lld checks failed\n",

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "test_support.h"
 
@@ -204,6 +205,26 @@ void CheckBatchOrder(const LiveRows& live_rows, int64_t table, const Batch<Index
   CHECK_SAME_BITS(grads, expected_grads);
 }
 
+// Skipped rows come once each, in order of first appearance, with their states.
+template <typename Index>
+void CheckSkipped(const LiveRows& live_rows, int64_t table, const Batch<Index>& batch,
+                  const Expected& expected, const ParallelFor& parallel_for) {
+  std::set<int64_t> seen;
+  std::vector<Index> expected_ids;
+  std::vector<int32_t> expected_states;
+  for (const Index id : batch.ids) {
+    if (expected.rows.count(id) > 0 || !seen.insert(id).second) continue;
+    expected_ids.push_back(id);
+    expected_states.push_back(batch.row_states[id]);
+  }
+  std::vector<Index> ids(live_rows.counts(table).num_skipped_row_updates);
+  std::vector<int32_t> states(ids.size());
+  live_rows.CopyInBatchOrder({&live_rows.found().skipped_runs}, table, batch.ids.size(), batch.dim,
+                             ids.data(), states.data(), nullptr, parallel_for);
+  CHECK_SAME_BITS(ids, expected_ids);
+  CHECK_SAME_BITS(states, expected_states);
+}
+
 // What the caller sees, in its order.
 struct Seen {
   std::vector<int64_t> rows;  // table, id and first lookup of each
@@ -238,6 +259,7 @@ void CheckStep(LiveRows* live_rows, const std::vector<Batch<Index>>& batches) {
       CHECK_EQ(live_rows->num_read(t), static_cast<int64_t>(expected[t].rows.size()));
       CheckRows(*live_rows, t, batches[t], expected[t]);
       CheckBatchOrder(*live_rows, t, batches[t], expected[t], parallel_for);
+      CheckSkipped(*live_rows, t, batches[t], expected[t], parallel_for);
     }
     const Seen seen = SeenIn(*live_rows, batches);
     if (first.rows.empty()) first = seen;

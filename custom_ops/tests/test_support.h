@@ -21,6 +21,7 @@ namespace slipstream {
 void TestHugePages();
 void TestLiveRows();
 void TestStaleness();
+void TestThreadTeam();
 void TestUpdateRows();
 
 inline int64_t num_checks = 0;

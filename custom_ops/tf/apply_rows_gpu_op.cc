@@ -130,8 +130,15 @@ class ApplyRowsGpuOp : public OpKernel {
 
   absl::Status ReadTables(OpKernelContext* context, TableVariables* variables,
                           std::vector<gpu::TableStep<Index>>* tables) const {
-    tensorflow::OpInputList grad_scales;
+    tensorflow::OpInputList grad_scales, num_lookups;
     TF_RETURN_IF_ERROR(context->input_list("grad_scales", &grad_scales));
+    TF_RETURN_IF_ERROR(context->input_list("num_lookups", &num_lookups));
+    for (const Tensor& counted : num_lookups) {
+      if (num_lookups.size() == num_tables_ && counted.NumElements() == 3) continue;
+      return InvalidArgument("num_lookups must be [3] for each of ", num_tables_,
+                             " tables or for none, got ", num_lookups.size(), ", one of ",
+                             counted.shape().DebugString());
+    }
     std::vector<int64_t> num_rows, dims;
     for (int64_t t = 0; t < num_tables_; ++t) {
       gpu::TableStep<Index> one = {};
@@ -142,6 +149,7 @@ class ApplyRowsGpuOp : public OpKernel {
       }
       one.grad_scale = grad_scales[t].flat<float>().data();
       one.weight_decay = weight_decays_[t];
+      if (num_lookups.size() > 0) one.counted = num_lookups[t].flat<int64_t>().data();
       num_rows.push_back(one.num_rows);
       dims.push_back(one.table.dim);
       tables->push_back(one);

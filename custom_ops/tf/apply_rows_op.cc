@@ -35,10 +35,12 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Input("hyperparameters: double")
     .Input("policies: double")
     .Input("wake_all: bool")
+    .Input("num_lookups: num_counted * int64")
     .Attr("N: int >= 1")
     .Attr("num_slots: int >= 0")
     .Attr("num_last_steps: int >= 0")
     .Attr("num_policies: int >= 0")
+    .Attr("num_counted: int >= 0")
     .Attr("policy_tables: list(int)")
     .Attr("Tindices: {int32, int64}")
     .Attr("rule: string")
@@ -68,6 +70,8 @@ step: The number of this step, 1 in the first.
 hyperparameters: [num_hyperparameters], in the rule's order.
 policies: [num_policies, 15], see PolicySettings.
 wake_all: Whether to apply all that is held, and wake every row.
+num_lookups: int64 [3] per table: how many lookups to count, in all, skipped and deferred. None: those
+  that there are.
 policy_tables: The tables that have a policy.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
 clip_value: Bound on each element of a summed gradient, 0 for none.
@@ -151,7 +155,17 @@ class ApplyRowsOp : public OpKernel {
     std::vector<Lookups<Index>> lookups;
     OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows, dims, states, &lookups));
 
-    const ParallelFor parallel_for = IntraOpPool(context);
+    tensorflow::OpInputList num_lookups;
+    OP_REQUIRES_OK(context, context->input_list("num_lookups", &num_lookups));
+    for (const Tensor& counted : num_lookups) {
+      OP_REQUIRES(context, num_lookups.size() == num_tables_ && counted.NumElements() == 3,
+                  InvalidArgument("num_lookups must be [3] for each of ", num_tables_,
+                                  " tables or for none, got ", num_lookups.size(), ", one of ",
+                                  counted.shape().DebugString()));
+    }
+
+    ThreadTeam team = IntraOpTeam(context);
+    const ParallelFor parallel_for = team.parallel_for();
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
     const BadLookup bad = live_rows->Find(lookups, settings[0].step, parallel_for);
     if (bad.kind != BadLookup::kNone) {
@@ -159,9 +173,13 @@ class ApplyRowsOp : public OpKernel {
     }
     OP_REQUIRES(context, bad.kind == BadLookup::kNone,
                 BadLookupError(bad, table_names_[bad.table], num_rows[bad.table]));
+    for (int64_t t = 0; t < num_lookups.size(); ++t) {
+      const int64_t* counted = num_lookups[t].flat<int64_t>().data();
+      live_rows->SetNumLookups(t, counted[0], counted[1], counted[2]);
+    }
     UpdateRows(*rule_, tables, settings, is_refresh, live_rows->found(), parallel_for);
 
-    int64_t num_lookups = 0;
+    int64_t num_indices = 0;
     for (int64_t t = 0; t < num_tables_; ++t) {
       const RowCounts& counts = live_rows->counts(t);
       Tensor* counters_variable = variables.tensor(FirstCounters() + t);
@@ -172,9 +190,9 @@ class ApplyRowsOp : public OpKernel {
       counters[3] += counts.num_row_updates;
       counters[4] += counts.num_skipped_row_updates;
       counters[5] += counts.num_deferred_row_updates;
-      num_lookups += counts.num_lookups;
+      num_indices += lookups[t].num_lookups;
     }
-    pool_.Return(std::move(live_rows), num_lookups);
+    pool_.Return(std::move(live_rows), num_indices);
   }
 
  private:

@@ -1,8 +1,8 @@
 #include "kernel_context.h"
 
-#include <algorithm>
-#include <atomic>
+#include <functional>
 #include <limits>
+#include <utility>
 
 #include "tensorflow/core/platform/threadpool.h"
 
@@ -12,22 +12,11 @@ using tensorflow::OpInputList;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 
-ParallelFor IntraOpPool(OpKernelContext* context) {
+ThreadTeam IntraOpTeam(OpKernelContext* context) {
   tensorflow::thread::ThreadPool* pool =
       context->device()->tensorflow_cpu_worker_threads()->workers;
-  return [pool](int64_t num_tasks, const std::function<void(int64_t)>& task) {
-    const int64_t num_threads = std::min<int64_t>(num_tasks, pool->NumThreads());
-    if (num_threads <= 1) {
-      for (int64_t i = 0; i < num_tasks; ++i) task(i);
-      return;
-    }
-    // Tasks differ in size, so each thread takes the next one when it is done with its last.
-    std::atomic<int64_t> next{0};
-    pool->ParallelFor(num_threads, tensorflow::thread::ThreadPool::SchedulingParams::Fixed(1),
-                      [&](int64_t, int64_t) {
-                        for (int64_t i = next++; i < num_tasks; i = next++) task(i);
-                      });
-  };
+  return ThreadTeam(pool->NumThreads(),
+                    [pool](std::function<void()> help) { pool->Schedule(std::move(help)); });
 }
 
 std::unique_ptr<LiveRows> LiveRowsPool::Take() {

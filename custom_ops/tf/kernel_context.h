@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../kernels/live_rows.h"
-#include "../kernels/parallel.h"
+#include "../kernels/thread_team.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -20,8 +20,8 @@ absl::Status InvalidArgument(const Args&... args) {
   return absl::InvalidArgumentError(absl::StrCat(args...));
 }
 
-// Runs tasks on the device's intra-op pool, the calling thread included.
-ParallelFor IntraOpPool(tensorflow::OpKernelContext* context);
+// The calling thread, and threads of the device's intra-op pool.
+ThreadTeam IntraOpTeam(tensorflow::OpKernelContext* context);
 
 // Memory for LiveRows::Find, reused from step to step; one to each of the steps that run at once.
 class LiveRowsPool {

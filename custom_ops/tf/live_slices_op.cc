@@ -111,7 +111,8 @@ class LiveSlicesOp : public OpKernel {
     OP_REQUIRES(context, step->NumElements() == 1,
                 InvalidArgument("step must be a scalar, got ", step->shape().DebugString()));
 
-    const ParallelFor parallel_for = IntraOpPool(context);
+    ThreadTeam team = IntraOpTeam(context);
+    const ParallelFor parallel_for = team.parallel_for();
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
     const BadLookup bad = live_rows->Find(lookups, step->flat<int64_t>()(0), parallel_for);
     OP_REQUIRES(context, bad.kind == BadLookup::kNone,

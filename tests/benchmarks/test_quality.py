@@ -60,6 +60,9 @@ def test_a_configuration_is_a_preset_changes_or_a_control(quality):
     assert (fixed.policy.first_sleep, fixed.policy.max_sleep) == (8, 8)
     assert fixed.policy.min_updates == 20 and fixed.family == "fixed"
     assert parse("random_rows=0.3").random_rows == 0.3
+    stale = parse("stale_inputs=0.75,min_updates=9")
+    assert (stale.stale_inputs, stale.family) == (0.75, "stale_inputs")
+    assert stale.policy == StalenessPolicy(min_updates=9)
     assert parse("frozen_after=300").family == "frozen_after"
     # What it is called does not decide about its result.
     assert parse("default").settings() == parse("conservative").settings()
@@ -124,7 +127,8 @@ def test_the_frontier_is_drawn(quality, tmp_path, monkeypatch):
 @pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the bench trains with Keras 3")
 def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, capsys):
     output = tmp_path / "quality.jsonl"
-    names = ["none", "min_updates=5,updates_per_sleep=1,window=2", "random_rows=0.5"]
+    policy = "min_updates=5,updates_per_sleep=1,window=2"
+    names = ["none", policy, "random_rows=0.5", f"stale_inputs=0.5,{policy}"]
     options = ["--examples", 2048, "--test-examples", 1024, "--cardinalities", 50, 20]
     options += ["--batch-size", 64, "--data", "changing", "--output", output, "--seeds", 0]
     # In this process, whose threads are set already; starting another takes longer than training.
@@ -133,18 +137,19 @@ def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, caps
     command = ["", *map(str, options)]
     monkeypatch.setattr(sys, "argv", command)
     bench.main()
-    assert "3 runs to do; 0 in" in capsys.readouterr().err
+    assert "4 runs to do; 0 in" in capsys.readouterr().err
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["name"] for line in lines] == names
-    none, policy, random = (line["result"] for line in lines)
+    none, policy, random, stale = (line["result"] for line in lines)
     assert none["lookups_saved"] == none["row_updates_saved"] == 0
     assert policy["lookups_saved"] > 0.3 and policy["row_updates_saved"] > 0.3
     assert abs(random["lookups_saved"] - 0.5) < 0.1
+    assert 0 < stale["inputs_dropped"] < 1 and stale["steps"] < none["steps"]
     assert all(0.3 < line["result"]["auc"] < 1 for line in lines)
     assert none["checkpoints"][0]["step"] == 16  # where the teacher changes
 
     bench.main()
-    assert "0 runs to do; 3 in" in capsys.readouterr().err
+    assert "0 runs to do; 4 in" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*command, "--summary"])
     bench.main()
     assert f"| `{names[1]}` | 1 | {policy['lookups_saved']:.1%} |" in capsys.readouterr().out

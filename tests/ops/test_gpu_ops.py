@@ -28,6 +28,7 @@ FILES = (
     "kernels/live_rows.cc",
     "kernels/live_rows.cu",
     "kernels/staleness.cc",
+    "kernels/thread_team.cc",
     "kernels/update_rows.cc",
     "kernels/update_rows.cu",
     "tests/emulated_cuda/emulated_cuda.cc",
@@ -101,7 +102,7 @@ def batches(step, dtype=np.int64):
     ]
 
 
-def stepper(rule, states, context):
+def stepper(rule, states, context, num_lookups=None):
     """Returns a function that trains the states in a context."""
 
     @tf.function
@@ -109,7 +110,7 @@ def stepper(rule, states, context):
         with context():
             scales = [tf.constant(scale) for scale in (1.0, 0.5, 2.0)]
             settings = StepSettings(step, tf.constant(0.25), 0.75)
-            apply_rows(rule, states, slices, settings, scales, [0.0, 0.125, 0.0])
+            apply_rows(rule, states, slices, settings, scales, [0.0, 0.125, 0.0], num_lookups)
 
     return step_once
 
@@ -143,6 +144,16 @@ def test_steps_do_to_several_tables_what_they_do_on_the_cpu(name, gpu_kernels):
         for step in (1, 2, 3, 6):
             step_once(tf.constant(step, tf.int64), batches(step))
         results.append(states)
+    assert_same_values(results[1], results[0])
+
+
+def test_other_lookups_are_counted_in_place_of_those_found(gpu_kernels):
+    rule, results = RULE_CASES["sgd"].rule, []
+    for states, context in both(lambda: three_tables(rule), gpu_kernels):
+        num_lookups = [tf.constant([100 + t, 10 + t, t], tf.int64) for t in range(3)]
+        stepper(rule, states, context, num_lookups)(tf.constant(1, tf.int64), batches(1))
+        results.append(states)
+    assert results[1][2].counters.numpy()[:3].tolist() == [102, 12, 2]
     assert_same_values(results[1], results[0])
 
 

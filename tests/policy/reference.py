@@ -174,6 +174,7 @@ class PolicyTable:
         if self.policy.on_stale == "defer" and entry.wake_step > 0 and entry.is_skipped:
             num_in_cycle = entry.period
         cycle = self.step_number - entry.live_step
+        sleeps_on = entry.wake_step > 0 and entry.live_step >= self.woken_at
         entry.num_updates += 1
         self._apply(entry, total, num_batches, learning_rate)
         policy = self.policy
@@ -181,17 +182,22 @@ class PolicyTable:
         if policy.on_stale == "skip" and entry.is_skipped:
             num_judged = policy.probe
         num_sleeps, period = 0, entry.period  # of batches
-        if entry.window_updates >= num_judged:
+        is_judged = entry.window_updates >= num_judged
+        if is_judged:
             num_sleeps = self._judge(entry)
-        if policy.on_stale == "defer":
-            num_sleeps = entry.period - 1
+        if policy.on_stale == "defer" and (is_judged or sleeps_on):
+            num_sleeps = min(entry.period, self._longest(entry)) - 1
         if num_sleeps > 0:
             num_steps = min(-(-num_sleeps * cycle // num_in_cycle), policy.max_age)  # rounded up
-            if policy.on_stale == "defer" and entry.period != period:
+            if policy.on_stale == "defer" and (entry.period != period or not sleeps_on):
                 end = self.step_number + 1 + num_steps + self.pool.index(entry)
                 num_steps -= end % (num_steps + 1)
-            if num_steps > 0:
-                entry.wake_step = self.step_number + 1 + num_steps
+            entry.wake_step = self.step_number + 1 + num_steps
+
+    def _longest(self, entry):
+        """Returns the limit of a sleep, in batches."""
+        longest = math.floor(self.policy.max_sleep * self.strictness)
+        return max(1, min(longest, entry.num_updates // self.policy.updates_per_sleep))
 
     def _apply(self, entry, total, num_batches, learning_rate):
         before = self.values[entry.row].copy()
@@ -216,7 +222,11 @@ class PolicyTable:
             return
         share, target = self.control_stale / self.control_lookups, self.policy.target_skip
         self._compare(share, target)
-        threshold = self.threshold * 1.25 if share < target else self.threshold / 1.25
+        threshold = self.threshold
+        if share >= target:
+            threshold /= 1.25
+        elif self.strictness == 1:
+            threshold *= 1.25
         most = self.policy.max_threshold
         self.threshold = min(max(threshold, most / 1000), most)
         self.control_lookups = self.control_stale = 0
@@ -233,12 +243,7 @@ class PolicyTable:
             correlation(self.rule) ** (1 if policy.on_stale == "skip" else entry.period),
         )
         is_at_rest = self._compare(moved, self.threshold * self.strictness)
-        longest = min(
-            math.floor(policy.max_sleep * self.strictness),
-            entry.num_updates // policy.updates_per_sleep,
-        )
-        longest = max(1, longest)
-        num_sleeps = 0
+        longest, num_sleeps = self._longest(entry), 0
         self.num_at_rest += is_at_rest
         self.num_moving += not is_at_rest
         if policy.on_stale == "skip":

@@ -110,6 +110,28 @@ class TestSchedule:
         steps = steps_that_change_row(product, 16)
         assert steps == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
 
+    def test_a_new_strictness_shortens_the_sleeps_to_come(self, native_or_fallback):
+        product = product_of(always_at_rest())
+        # Period 8 from step 12 on; the row is judged again in step 18.
+        assert steps_that_change_row(product, 12)[-1] == 12
+        product.optimizer.set_strictness(0.25)
+        assert steps_that_change_row(product, 10) == [4, 6, 8, 10]
+
+    def test_a_threshold_does_not_rise_under_a_strictness(self, native_or_fallback):
+        policy = always_at_rest(threshold=None, target_skip=0.25, max_threshold=1e30)
+        product = product_of(policy, num_rows=500)
+
+        def threshold_after(rows):
+            for row in rows:
+                product.step([row], np.ones([1, 2]))
+            return product.optimizer.skip_stats()["user"].drift_threshold
+
+        assert threshold_after([0] * 200) == 1e30 / 1.25 / 1.25
+        product.optimizer.set_strictness(0.5)
+        assert threshold_after(range(100, 200)) == 1e30 / 1.25 / 1.25 / 2
+        product.optimizer.set_strictness(1.0)
+        assert threshold_after(range(200, 300)) == 1e30 / 1.25 / 1.25 * 1.25
+
     def test_strictness_outside_its_range_is_refused(self):
         product = product_of(always_at_rest())
         for strictness in (0, -1, 1.5, float("nan")):
@@ -129,6 +151,12 @@ class TestWaking:
             product = product_of(always_at_rest())
             steps = steps_that_change_row(product, 17, learning_rates={17: rate})
             assert (steps[-1] == 17) == wakes, rate
+
+    def test_a_row_that_was_woken_stays_live_until_it_is_judged(self, native_or_fallback):
+        product = product_of(always_at_rest())
+        # Judged in step 12, and so with its second update after that, in step 14.
+        steps = steps_that_change_row(product, 24, learning_rates={13: 0.5})
+        assert steps[-5:] == [12, 13, 14, 16, 24]
 
     def test_a_rate_that_falls_slowly_wakes_in_the_end(self, native_or_fallback):
         product = product_of(always_at_rest())

@@ -1,11 +1,12 @@
-"""Click logs to train on: readers of Criteo files and a synthetic log that needs no download.
+"""Click logs to train on, files of Criteo's and a synthetic one, and what leaves examples out.
 
-Belongs here: what turns a file or a seed into `((dense, ids), label)` batches; not models or steps.
-To add one: subclass `ClickLog`, implement `_blocks`, and list the public name in `__all__`.
+Belongs here: what makes or changes datasets of batches; not models or steps.
+To add a log: subclass `ClickLog`, implement `_blocks`, and list the public name in `__all__`.
 """
 
 from tf_slipstream.data.click_log import ClickLog
 from tf_slipstream.data.criteo import open_click_log
+from tf_slipstream.data.drop_stale_inputs import drop_stale_inputs
 from tf_slipstream.data.synthetic import (
     CRITEO_KAGGLE_CARDINALITIES,
     SyntheticClickLog,
@@ -17,5 +18,6 @@ __all__ = [
     "ClickLog",
     "SyntheticClickLog",
     "criteo_cardinalities",
+    "drop_stale_inputs",
     "open_click_log",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_slipstream.export.errors import ExportError
 from tf_slipstream.export.marks import Mark, MarkStore, pack_bitmap
+from tf_slipstream.optimizer import find_slipstream_optimizer
 
 # The place in a table's counters where the id of the mark is kept.
 _MARK_COUNTER = 7
@@ -53,7 +54,7 @@ class DeltaTracker:
     """
 
     def __init__(self, model, directory=None):
-        self._optimizer = _slipstream_optimizer(model)
+        self._optimizer = find_slipstream_optimizer(model, "DeltaTracker")
         self._model = model
         self._store = MarkStore(directory)
         setattr(self._optimizer, _ATTRIBUTE, self)
@@ -184,22 +185,9 @@ class DeltaTracker:
 def tracker_of(model):
     """Returns the tracker of a model or optimizer; None where there is none."""
     try:
-        return getattr(_slipstream_optimizer(model), _ATTRIBUTE, None)
+        return getattr(find_slipstream_optimizer(model, "DeltaTracker"), _ATTRIBUTE, None)
     except ValueError:
         return None
-
-
-def _slipstream_optimizer(model):
-    optimizer = getattr(model, "optimizer", None) or model
-    while not hasattr(optimizer, "skip_stats"):
-        # A LossScaleOptimizer, say.
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-        if optimizer is None:
-            raise ValueError(
-                "DeltaTracker needs a model compiled with SlipstreamOptimizer, or that optimizer; "
-                f"got {model!r}."
-            )
-    return optimizer
 
 
 def _mark_id(state):

@@ -24,7 +24,7 @@ def native_ops(device=""):
     Args:
         device: Name of the tables' device. On a GPU the ops need the CUDA kernels.
     """
-    if not _enabled or (_is_gpu(device) and not _built_for()[1]):
+    if not _enabled or (is_gpu(device) and not _built_for()[1]):
         return None
     return _load()
 
@@ -53,10 +53,11 @@ def row_int_dtype(device):
 
     TensorFlow keeps no int32 variable in a GPU's memory, where the CUDA kernels need them.
     """
-    return "uint32" if _is_gpu(device) and native_ops(device) is not None else "int32"
+    return "uint32" if is_gpu(device) and native_ops(device) is not None else "int32"
 
 
-def _is_gpu(device):
+def is_gpu(device):
+    """Whether a device's name is a GPU's."""
     return ":GPU:" in device
 
 

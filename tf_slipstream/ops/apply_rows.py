@@ -27,7 +27,9 @@ class StepSettings:
     wake_all: bool | tf.Tensor = False
 
 
-def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=None):
+def apply_rows(
+    rule, states, slices, settings, grad_scales=None, weight_decays=None, num_lookups=None
+):
     """Updates the live rows that a step looked up.
 
     Every table is updated, or none if anything is wrong. Rows that the step does not look up, and
@@ -41,6 +43,8 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         grad_scales: float32 scalars, one per table: factors on the summed gradients. None: 1.
         weight_decays: Floats, one per table; `row -= row * weight_decay * learning_rate` comes
             before the rule. None: 0.
+        num_lookups: int64 `[3]`, one per table: how many lookups to count, in all, of skipped rows
+            and of deferred rows. None: as many as there are indices.
 
     Returns:
         What to wait for in a graph: a list of operations (tensors of any kind in eager execution).
@@ -55,7 +59,9 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
     weight_decays = weight_decays or [0.0] * len(states)
     native = _library.native_ops(states[0].table.device)
     if native is None:
-        return _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays)
+        return _apply_fallback(
+            rule, states, slices, settings, grad_scales, weight_decays, num_lookups
+        )
     operation = native.slipstream_apply_rows(
         tables=[state.table.handle for state in states],
         slots=[slot.handle for state in states for slot in state.slots],
@@ -73,6 +79,7 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         ),
         policies=tf.constant(_policies(rule, states), tf.float64),
         wake_all=settings.wake_all,
+        num_lookups=num_lookups or [],
         rule=rule.name,
         weight_decays=weight_decays,
         clip_value=settings.clip_value,
@@ -91,7 +98,7 @@ def _policies(rule, states):
     ]
 
 
-def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays):
+def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, num_lookups):
     begun = [
         None
         if state.policy is None
@@ -100,6 +107,11 @@ def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays):
     ]
     woken_at = [None if one is None else one[0] for one in begun]
     found = find_rows(states, slices, settings.step, woken_at)
+    if num_lookups is not None:
+        found = [
+            one._replace(counts=tf.concat([num, one.counts[3:]], axis=0))
+            for one, num in zip(found, num_lookups, strict=True)
+        ]
     done = []
     for state, begin, one, scale, decay in zip(
         states, begun, found, grad_scales, weight_decays, strict=True
@@ -126,7 +138,7 @@ def _apply_policy(table, begun, found, grads):
         grads, batches = staleness.take_held(state, row_states, tf.gather(grads, live))
         before, after, written = table.update(ids, grads, batches)
     counted, sleeping, num_entries = staleness.after_update(
-        state, ids, row_states, before, after, grads, step
+        state, begun, ids, row_states, before, after, grads, step
     )
     done += written + counted
     is_refresh = begun[2]

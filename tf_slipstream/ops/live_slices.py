@@ -9,9 +9,11 @@ from tf_slipstream.ops.staleness import kinds_of
 from tf_slipstream.ops.table_state import gather_int32
 
 # What the fallback finds in a table: distinct rows with their summed gradients, `tf.IndexedSlices`;
-# their row states int32 `[num_rows]` and whether they are deferred, None without a policy; and
-# int64 `[NUM_COUNTERS]` to add to its counters.
-FoundRows = collections.namedtuple("FoundRows", ["slices", "row_states", "is_deferred", "counts"])
+# their row states int32 `[num_rows]` and whether they are deferred, None without a policy; int64
+# `[NUM_COUNTERS]` to add to its counters; and the rows that are skipped and in none of these.
+FoundRows = collections.namedtuple(
+    "FoundRows", ["slices", "row_states", "is_deferred", "counts", "skipped_ids"]
+)
 
 
 def live_slices(states, slices, step):
@@ -119,7 +121,8 @@ def _find(slices, state, step, woken_at):
         deferred = tf.boolean_mask(deferred, ~skipped)
     else:
         deferred = None
-    return FoundRows(found, row_states, deferred, tf.stack([*counts, zero, zero]))
+    counts = tf.stack([*counts, zero, zero])
+    return FoundRows(found, row_states, deferred, counts, tf.boolean_mask(ids, skipped))
 
 
 def _check_ids(slices, state):

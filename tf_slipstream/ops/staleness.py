@@ -130,7 +130,8 @@ def end_step(state, begun, step, counts, num_sleeping, num_entries):
         is_due = (step % _CONTROL_STEPS == 0) & (lookups > 0)
         factor = tf.where(
             stale < policy.target_skip * lookups,
-            tf.constant(_CONTROL_FACTOR, tf.float64),
+            # A threshold that rose under a strictness would undo it.
+            tf.where(now.strictness == 1.0, tf.constant(_CONTROL_FACTOR, tf.float64), 1.0),
             tf.constant(1 / _CONTROL_FACTOR, tf.float64),
         )
         bounded = tf.clip_by_value(
@@ -181,6 +182,11 @@ def take_held(state, row_states, grads):
     return tf.where(has_held, held + grads, grads), tf.cast(batches, tf.int32)[:, tf.newaxis]
 
 
+def held_steps(state, index):
+    """Returns of how many batches the gradients of entries are held, int64 like `index`."""
+    return _gather_ints(state, index).held_steps
+
+
 def all_held(state, is_refresh):
     """Returns what a refresh applies: entries, ids, sums `[num, dim]`, batches `[num, 1]`."""
 
@@ -213,25 +219,24 @@ def after_flush(state, index, before, after, grads, is_refresh, step):
         _scatter_ints(state, index, new),
         _scatter_floats(state, index, tf.zeros_like(grads), snapshot, path),
     ]
-    column = POOL_INTS.index("wake_step")
 
     def wake():
-        sleeping = tf.math.count_nonzero(state.pool_ints[:, column] > 0)
-        num = state.pool_ints.shape[0]
-        places = tf.stack([tf.range(num), tf.fill([num], column)], axis=1)
-        woken = state.pool_ints.scatter_nd_update(places, tf.zeros([num], tf.int64))
-        with tf.control_dependencies([woken]):
-            return -tf.identity(sleeping)
+        sleeping = tf.where(state.pool_ints[:, POOL_INTS.index("wake_step")] > 0)[:, 0]
+        entries = _gather_ints(state, sleeping)
+        entries = entries._replace(wake_step=tf.zeros_like(entries.wake_step))
+        with tf.control_dependencies([_scatter_ints(state, sleeping, entries)]):
+            return -tf.size(sleeping, tf.int64)
 
     with tf.control_dependencies(done):
         change = tf.cond(is_refresh, wake, lambda: tf.zeros([], tf.int64))
     return done, change
 
 
-def after_update(state, ids, row_states, before, after, grads, step):
+def after_update(state, begun, ids, row_states, before, after, grads, step):
     """Counts, measures, judges and promotes live rows after their update.
 
     Args:
+        begun: What `begin_step` returned.
         ids: int `[num_rows]`, distinct, in order of first appearance.
         row_states: int32 `[num_rows]`, theirs before.
         before: float32 `[num_rows, dim]`, the rows before.
@@ -246,13 +251,13 @@ def after_update(state, ids, row_states, before, after, grads, step):
     popular = tf.where(row_states < 0)[:, 0]
     others = tf.where(row_states >= 0)[:, 0]
     of_popular = [tf.gather(x, popular) for x in (row_states, before, after, grads)]
-    done, change = _judge_popular(state, *of_popular, step)
+    done, change = _judge_popular(state, begun[0], *of_popular, step)
     of_others = [tf.gather(x, others) for x in (ids, row_states, after)]
     promoted, num_entries = _count(state, *of_others, step)
     return done + promoted, change, num_entries
 
 
-def _judge_popular(state, row_states, before, after, grads, step):
+def _judge_popular(state, woken_at, row_states, before, after, grads, step):
     policy, index, now = state.policy, -1 - row_states, _read_policy(state)
     skips = policy.on_stale == "skip"
     entries = _gather_ints(state, index)
@@ -283,14 +288,15 @@ def _judge_popular(state, row_states, before, after, grads, step):
         new_period = tf.where(at_rest, doubled, tf.maximum(one, period // 2))
         is_skipped = tf.cast((drift <= policy.skip_below) & (policy.skip_below > 0), tf.int64)
     period = tf.where(is_judged, new_period, period)
+    sleeps_on = (entries.wake_step > 0) & (entries.live_step >= tf.cast(woken_at, tf.int64))
     if not skips:
-        num_batches = period - 1
+        num_batches = tf.where(is_judged | sleeps_on, tf.minimum(period, limit) - 1, zero)
     sleep = tf.minimum(tf.constant(policy.max_age, tf.int64), (num_batches * cycle + k - 1) // k)
     if not skips:
-        # Rows that became popular together would otherwise be updated together.
+        # Rows that became popular or were woken together would otherwise be updated together.
         shorter = sleep - (step + 1 + sleep + tf.cast(index, tf.int64)) % (sleep + 1)
-        sleep = tf.where(period != entries.period, shorter, sleep)
-    wake_step = tf.where((num_batches > 0) & (sleep > 0), step + 1 + sleep, zero)
+        sleep = tf.where((period != entries.period) | ~sleeps_on, shorter, sleep)
+    wake_step = tf.where(num_batches > 0, step + 1 + sleep, zero)
     new = _Entries(
         row=entries.row,
         wake_step=wake_step,

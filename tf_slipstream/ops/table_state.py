@@ -42,6 +42,8 @@ class TableState:
         pool_ints: int64 `[capacity, 8]`.
         pool_floats: float32 `[capacity, 2 dim + 1]`.
         policy_state: float64 `[8]`.
+        local_held: float32 `[capacity, dim]`, gradients of sleeping rows that one of several
+            replicas holds, and which the pool does not; None where the pool holds all.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TableState:
     pool_ints: tf.Variable | None = None
     pool_floats: tf.Variable | None = None
     policy_state: tf.Variable | None = None
+    local_held: tf.Variable | None = None
 
     @property
     def num_rows(self):

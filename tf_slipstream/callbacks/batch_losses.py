@@ -1,0 +1,67 @@
+"""The mean loss of every few batches, from the logs that a callback gets."""
+
+import math
+
+
+class BatchLosses:
+    """Turns the logged loss into readings: means over so many batches, across epochs.
+
+    Keras logs the mean since the epoch began; some models of their own log each batch's loss. Which
+    of them it is shows from the model's metric of that name.
+
+    Args:
+        interval: Batches of a reading, at least 1.
+    """
+
+    def __init__(self, interval):
+        self._interval = interval
+        self._sum, self._num = 0.0, 0  # of batches that are in no reading yet
+        self.begin_epoch()
+
+    def begin_epoch(self):
+        self._is_running_mean = None  # not known yet
+        self._taken = self._latest = (0, 0.0)  # batches of this epoch, and their mean
+
+    def add(self, num_batches, loss, model):
+        """Takes the loss logged after `num_batches` batches of the epoch.
+
+        Returns:
+            A reading, or None: there is none yet.
+        """
+        if self._is_running_mean is None and num_batches > 1:
+            self._is_running_mean = _is_running_mean(loss, model)
+            if not self._is_running_mean:
+                self._take_latest()  # the first batch's loss is its mean as well
+        if self._is_running_mean is False:
+            self._num += num_batches - self._latest[0]
+            self._sum += (num_batches - self._latest[0]) * float(loss)
+            self._latest = (num_batches, loss)
+            return self._reading()
+        self._latest = (num_batches, loss)
+        if self._num + num_batches - self._taken[0] < self._interval:
+            return None
+        self._take_latest()
+        return self._reading()
+
+    def end_epoch(self):
+        """Keeps what the epoch's last batches lost for the next reading."""
+        if self._is_running_mean is not False:
+            self._take_latest()
+
+    def _take_latest(self):
+        (before, mean_before), (num, mean) = self._taken, self._latest
+        self._num += num - before
+        self._sum += num * float(mean) - before * float(mean_before)
+        self._taken = self._latest
+
+    def _reading(self):
+        if self._num < self._interval:
+            return None
+        reading = self._sum / self._num
+        self._sum, self._num = 0.0, 0
+        return reading
+
+
+def _is_running_mean(loss, model):
+    means = [metric.result() for metric in model.metrics if metric.name == "loss"]
+    return any(math.isclose(float(mean), float(loss), rel_tol=1e-5) for mean in means)

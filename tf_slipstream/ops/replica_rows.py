@@ -1,0 +1,159 @@
+"""What a replica sends to the others of its step, and what it holds back.
+
+Row states are alike on all replicas. What is held of a row that sleeps is not: each replica sums
+the gradients of its own lookups in its `local_held`, and sends the sum once, when the row wakes.
+"""
+
+import collections
+
+import tensorflow as tf
+
+from tf_slipstream.ops import _library, staleness
+from tf_slipstream.ops.live_slices import find_rows, policy_handles
+from tf_slipstream.ops.table_state import gather_int32
+
+# Of one table: `sent`, `tf.IndexedSlices`, the rows whose gradients travel, with what was held of
+# them here; `stale_ids`, the other rows looked up; `deferred`, `tf.IndexedSlices` from entries of
+# the pool to gradients to hold; `released`, entries whose held gradients are in `sent`; and
+# `num_lookups`, int64 `[3]`: all, those of skipped rows, those of deferred rows.
+ReplicaRows = collections.namedtuple(
+    "ReplicaRows", ["sent", "stale_ids", "deferred", "released", "num_lookups"]
+)
+
+
+def replica_rows(states, slices, settings):
+    """Sums repeated ids, and tells rows that travel from those that sleep. Writes nothing.
+
+    Args:
+        states: `TableState`s, all on one device. Without `local_held` deferred rows travel as well.
+        slices: One `tf.IndexedSlices` per table, as for `apply_rows`.
+        settings: `StepSettings`.
+
+    Returns:
+        A `ReplicaRows` per table. Ids are distinct; those of `sent` are in order of first
+        appearance.
+
+    Raises:
+        tf.errors.InvalidArgumentError: As `apply_rows`.
+    """
+    woken_at = [None if state.policy is None else _begin(state, settings)[0] for state in states]
+    # This op has no kernel for a GPU.
+    native = None if _library.is_gpu(states[0].table.device) else _library.native_ops()
+    if native is None:
+        found = find_rows(states, slices, settings.step, woken_at)
+        return [_split(state, one) for state, one in zip(states, found)]
+    holding = [i for i, state in enumerate(states) if state.local_held is not None]
+    found = native.slipstream_replica_rows(
+        **policy_handles(states),
+        local_held=[states[i].local_held.handle for i in holding],
+        woken_at=[tf.cast(one, tf.int64) for one in woken_at if one is not None],
+        indices=[one.indices for one in slices],
+        grads=[one.values for one in slices],
+        step=settings.step,
+        holding_tables=holding,
+        table_names=[state.name for state in states],
+        num_rows=[state.num_rows for state in states],
+    )
+    rows = zip(
+        found.sent_indices,
+        found.sent_grads,
+        found.stale_indices,
+        found.deferred_entries,
+        found.deferred_grads,
+        found.released,
+        found.num_lookups,
+    )
+    return [
+        ReplicaRows(tf.IndexedSlices(grads, ids), stale_ids, tf.IndexedSlices(held, entries), *rest)
+        for ids, grads, stale_ids, entries, held, *rest in rows
+    ]
+
+
+def hold(state, rows, live_ids, settings):
+    """Holds a replica's deferred gradients, and takes what it holds of rows that others wake.
+
+    Args:
+        state: `TableState` with `local_held`.
+        rows: The replica's `ReplicaRows`.
+        live_ids: int `[num]`, the ids that all replicas sent; may repeat.
+        settings: `StepSettings`.
+
+    Returns:
+        Entries of the pool int32 `[num_entries]`, distinct, and float32 `[num_entries, dim]`, to
+        be added on all replicas to what the pool holds of them.
+    """
+    # Had the step failed on another replica, there would be no ids of all.
+    with tf.control_dependencies([live_ids]):
+        deferred = tf.identity(rows.deferred.indices)
+    tf.raw_ops.ResourceScatterAdd(
+        resource=state.local_held.handle, indices=deferred, updates=rows.deferred.values
+    )
+    _clear(state, rows.released)
+    entries = tf.cond(
+        _begin(state, settings)[2],
+        lambda: tf.range(state.pool_ints.shape[0]),
+        lambda: _entries_with_held(state, live_ids),
+    )
+    held = _gather(state, entries)
+    has_held = tf.reduce_any(held != 0, axis=1)
+    entries, held = tf.boolean_mask(entries, has_held), tf.boolean_mask(held, has_held)
+    _clear(state, entries)
+    return entries, held
+
+
+def add_held(state, entries, held):
+    """Adds gradients to what a table's pool holds of distinct entries."""
+    rest = tf.zeros([tf.size(entries), held.shape[1] + 1])
+    slices = tf.IndexedSlices(tf.concat([held, rest], axis=1), entries)
+    return state.pool_floats.scatter_add(slices)
+
+
+def _begin(state, settings):
+    return staleness.begin_step(state, settings.step, settings.learning_rate, settings.wake_all)
+
+
+def _split(state, found):
+    no_entries = tf.zeros([0], tf.int32)
+    deferred = tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), no_entries)
+    rows = ReplicaRows(found.slices, found.skipped_ids, deferred, no_entries, found.counts[:3])
+    if state.local_held is None:
+        return rows
+    asleep, live = tf.where(found.is_deferred)[:, 0], tf.where(~found.is_deferred)[:, 0]
+    ids, grads = found.slices.indices, found.slices.values
+    deferred = tf.IndexedSlices(tf.gather(grads, asleep), -1 - tf.gather(found.row_states, asleep))
+    row_states, grads = tf.gather(found.row_states, live), tf.gather(grads, live)
+    places, released = _places_with_held(state, row_states)
+    grads = tf.tensor_scatter_nd_add(grads, places[:, tf.newaxis], _gather(state, released))
+    return rows._replace(
+        sent=tf.IndexedSlices(grads, tf.gather(ids, live), found.slices.dense_shape),
+        stale_ids=tf.concat([tf.gather(ids, asleep), found.skipped_ids], axis=0),
+        deferred=deferred,
+        released=released,
+    )
+
+
+def _entries_with_held(state, ids):
+    row_states = gather_int32(state.row_states, ids)
+    _, entries = _places_with_held(state, row_states)
+    return tf.unique(entries)[0]
+
+
+def _places_with_held(state, row_states):
+    """Returns which rows have held gradients, on any replica, and their entries, int32."""
+    places = tf.where(row_states < 0)[:, 0]
+    entries = -1 - tf.gather(row_states, places)
+    has_held = staleness.held_steps(state, entries) > 0
+    return tf.boolean_mask(places, has_held), tf.boolean_mask(entries, has_held)
+
+
+def _gather(state, entries):
+    return tf.raw_ops.ResourceGather(
+        resource=state.local_held.handle, indices=entries, dtype=tf.float32
+    )
+
+
+def _clear(state, entries):
+    zeros = tf.zeros([tf.size(entries), state.table.shape[1]])
+    tf.raw_ops.ResourceScatterUpdate(
+        resource=state.local_held.handle, indices=entries, updates=zeros
+    )
