@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
+from tf_slipstream.distribute import parameter_server
+from tf_slipstream.distribute.parameter_server_step import TablesOnServers
 from tf_slipstream.embedding import table_spec, wake_rows_of
 from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
 from tf_slipstream.ops.live_slices import live_slices
@@ -16,10 +18,15 @@ from tf_slipstream.ops.staleness import (
     initial_threshold,
     pool_capacity,
 )
-from tf_slipstream.ops.table_state import COUNTERS, NUM_COUNTERS, TableState
+from tf_slipstream.ops.table_state import (
+    COUNTERS,
+    NUM_COUNTERS,
+    NUM_WORKER_COUNTERS,
+    TableState,
+)
 from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
-from tf_slipstream.skip_stats import SkipStats
+from tf_slipstream.skip_stats import SkipStats, sum_stats
 
 
 @_keras.register_serializable
@@ -66,8 +73,10 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         super().__init__(inner, name)
         self.policy = policy
         self._rule = _update_rule(inner)
+        self.worker_cache = parameter_server.WorkerCache()
         self._states = {}
         self._tables = list
+        self._servers = None
 
     @staticmethod
     def _check_inner(inner):
@@ -90,24 +99,29 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
     def _build(self, variables):
         strategy = self._distribution_strategy
-        if isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy):
-            raise ValueError(
-                "SlipstreamOptimizer does not work under ParameterServerStrategy yet. Train on one "
-                "machine, alone or under MirroredStrategy."
-            )
+        on_servers = parameter_server.is_on_servers(strategy)
+        if on_servers:
+            parameter_server.check_tasks()
         self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
         names, tables = set(), []
         for variable in variables:
             spec = table_spec(variable)
             if spec is not None:
                 # Two models may share an optimizer, and each may have a layer of that name.
-                name = _unlike(names, spec.name)
+                name = spec.name
+                if len(spec.shards) > 1:
+                    place = [shard is _keras.tf_variable(variable) for shard in spec.shards]
+                    name = f"{name}_{place.index(True)}"
+                name = _unlike(names, name)
                 names.add(name)
                 key = self._var_key(variable)
                 policy = self.policy if spec.policy == "default" else spec.policy
                 self._states[key] = self._add_state(variable, name, policy)
                 _hold_for(weakref.ref(self), _keras.tf_variable(variable))
                 tables.append((variable, self._states[key]))
+        if on_servers:
+            self._servers = TablesOnServers(self, _by_table(tables))
+            _keras.count_atomically(self.inner_optimizer.iterations)
         # In a function, so that Keras does not take them for the optimizer's own variables.
         self._tables = lambda: tables
 
@@ -142,8 +156,15 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             counters=add("counters", (NUM_COUNTERS,), "int64"),
             policy=policy,
             correlation=self._rule.correlation,
+            worker_counters=self._add_worker_counters(add),
             **({} if policy is None else _policy_variables(policy, num_rows, dim, add)),
         )
+
+    def _add_worker_counters(self, add):
+        if not parameter_server.is_on_servers(self._distribution_strategy):
+            return None
+        num_workers = parameter_server.num_tasks("worker")
+        return add("worker_counters", (num_workers, NUM_WORKER_COUNTERS), "int64")
 
     def _apply(self, grads, variables):
         inner = self.inner_optimizer
@@ -151,6 +172,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
         tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
         states = [self._states[self._var_key(v)] for _, v in tables]
+        if self._servers is not None:
+            return self._servers.apply([(g, s) for (g, _), s in zip(tables, states)], dense)
         # Each replica then applies the same rows to its own copy, and copies stay alike.
         slices = _keras.sum_over_replicas(
             [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
@@ -161,8 +184,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             clip_value=float(inner.clipvalue or 0),
         )
         scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
-        decays = [self._weight_decay(v) for _, v in tables]
-        done = self._apply_tables(states, slices, settings, scales, decays)
+        decays = [self.weight_decay_of(v) for _, v in tables]
+        done = self.apply_tables(states, slices, settings, scales, decays)
         # A step that fails in a table has then changed no dense variable either.
         with tf.control_dependencies(done):
             if dense:
@@ -183,20 +206,30 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             values /= self.loss_scale_factor
         return tf.IndexedSlices(values, grad.indices, tf.constant(list(state.table.shape)))
 
-    def _weight_decay(self, variable):
+    def weight_decay_of(self, variable):
         decay = self.inner_optimizer.weight_decay
         return float(decay) if decay and self.inner_optimizer._use_weight_decay(variable) else 0.0
 
     def _clip_by_norm(self, states, slices, dense, step):
         """Returns a scale per table (None: no clipping by norm), and dense gradients scaled."""
-        inner = self.inner_optimizer
-        if not states or not (inner.clipnorm or inner.global_clipnorm):
+        if not states:
             return None, dense
-        squares = [
-            tf.reduce_sum(tf.square(one.values))
-            for group in _groups(states, slices)
-            for one in live_slices(*group, step)
-        ]
+        return self.clip_scales(
+            lambda: [
+                tf.reduce_sum(tf.square(one.values))
+                for group in _groups(states, slices)
+                for one in live_slices(*group, step)
+            ],
+            dense,
+        )
+
+    def clip_scales(self, squares_of_tables, dense):
+        """The same, given what returns each table's squared norm."""
+        inner = self.inner_optimizer
+        if not (inner.clipnorm or inner.global_clipnorm):
+            return None, dense
+        squares = squares_of_tables()
+        num_tables = len(squares)
         if inner.clipnorm:
             return [_clip_scale(tf.sqrt(square), inner.clipnorm) for square in squares], dense
         for grad, _ in dense:
@@ -210,9 +243,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         )
         scale = _clip_scale(norm, inner.global_clipnorm)
         # `inner` then finds a norm within its bound and clips no more.
-        return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
+        return [scale] * num_tables, [(_scaled(g, scale), v) for g, v in dense]
 
-    def _apply_tables(self, states, slices, settings, scales, decays):
+    def apply_tables(self, states, slices, settings, scales, decays, pushes=None):
         done = []
         position = {id(state): i for i, state in enumerate(states)}
         for group_states, group_slices in _groups(states, slices):
@@ -224,6 +257,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 settings,
                 None if scales is None else [scales[i] for i in places],
                 [decays[i] for i in places],
+                None if pushes is None else [pushes[i] for i in places],
             )
         return done
 
@@ -244,6 +278,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
         strategy = self._distribution_strategy
+        if self._servers is not None:
+            self._servers.flush_workers()
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             strategy.run(self._wake)
         else:
@@ -261,8 +297,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), tf.zeros([0], tf.int64))
             for state in states
         ]
-        decays = [self._weight_decay(variable) for variable, _ in pairs]
-        done = self._apply_tables(states, nothing, settings, None, decays)
+        decays = [self.weight_decay_of(variable) for variable, _ in pairs]
+        done = self.apply_tables(states, nothing, settings, None, decays)
         with tf.control_dependencies(done):
             for variable, state in pairs:
                 if variable.constraint is not None:
@@ -302,21 +338,29 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
             first step.
         """
-        stats = {}
-        for state in self._states.values():
-            counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
-            num_stale_rows, drift_threshold = 0, 0.0
-            if state.policy is not None:
-                policy = dict(zip(POLICY_STATES, state.policy_state.numpy()))
-                num_stale_rows = int(policy["num_sleeping"])
-                drift_threshold = float(policy["threshold"] * policy["strictness"])
-            stats[state.name] = SkipStats(
-                **counts,
-                num_stale_rows=num_stale_rows,
-                num_rows=state.num_rows,
-                drift_threshold=drift_threshold,
-            )
-        return stats
+        if self._servers is not None:
+            return {
+                name: sum_stats([_stats_of(state) for state in states])
+                for name, states in self._servers.states.items()
+            }
+        return {state.name: _stats_of(state) for state in self._states.values()}
+
+    def cache_stats(self):
+        """Returns what workers had of each table on parameter servers since training began.
+
+        Returns:
+            Dict from a table's name to its `distribute.CacheStats`. Empty without such tables.
+        """
+        return {} if self._servers is None else self._servers.cache_stats()
+
+    def flush_workers(self):
+        """Sends what workers hold to the parameter servers, which hold it on: no row wakes."""
+        if self._servers is not None:
+            self._servers.flush_workers()
+
+    def lookup_on_servers(self, shard, ids):
+        """Returns rows `[num_lookups, dim]` of the table that a shard is of; for its layer."""
+        return self._servers.lookup(shard, ids)
 
     def save_own_variables(self, store):
         self.wake_all()
@@ -346,6 +390,21 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         )
         config["policy"] = policy_from_config(config["policy"])
         return cls(inner, **config)
+
+
+def _stats_of(state):
+    counts = dict(zip(COUNTERS, (int(count) for count in state.counters.numpy())))
+    num_stale_rows, drift_threshold = 0, 0.0
+    if state.policy is not None:
+        policy = dict(zip(POLICY_STATES, state.policy_state.numpy()))
+        num_stale_rows = int(policy["num_sleeping"])
+        drift_threshold = float(policy["threshold"] * policy["strictness"])
+    return SkipStats(
+        **counts,
+        num_stale_rows=num_stale_rows,
+        num_rows=state.num_rows,
+        drift_threshold=drift_threshold,
+    )
 
 
 def _hold_for(optimizer, table):
@@ -410,6 +469,16 @@ def _unlike(names, name):
     """Returns `name`, with a number where it is one of `names`."""
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     return next(one for one in itertools.chain([name], numbered) if one not in names)
+
+
+def _by_table(tables):
+    """Returns a dict from a table's name to its shards: pairs of a variable and its state."""
+    groups, names = {}, {}
+    for variable, state in tables:
+        spec = table_spec(variable)
+        name = names.setdefault(id(spec), _unlike(groups, spec.name))
+        groups.setdefault(name, []).append((variable, state))
+    return groups
 
 
 def _groups(states, slices):

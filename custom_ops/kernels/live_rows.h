@@ -85,6 +85,8 @@ class LiveRows {
   };
   const Found& found() const { return found_; }
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
+  // Puts others in their place, where the lookups were counted before they came here.
+  void SetCounts(const std::vector<RowCounts>& counts) { found_.counts = counts; }
   // How many rows of a table are updated or deferred.
   int64_t num_read(int64_t table) const {
     return counts(table).num_row_updates - counts(table).num_skipped_row_updates;

@@ -32,6 +32,10 @@ class TableVariables {
   absl::Status Add(tensorflow::OpKernelContext* context, const char* input,
                    tensorflow::DataType dtype);
 
+  // Adds one variable.
+  absl::Status Add(tensorflow::OpKernelContext* context, const tensorflow::ResourceHandle& handle,
+                   tensorflow::DataType dtype);
+
   // Locks all of them, in the order of their mutexes' addresses so that no two ops wait for each
   // other.
   void LockForReading();

@@ -25,7 +25,7 @@ class StepSettings:
     wake_all: bool | tf.Tensor = False
 
 
-def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=None):
+def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=None, pushes=None):
     """Updates the live rows that a step looked up.
 
     Every table is updated, or none if anything is wrong. Rows that the step does not look up, and
@@ -39,6 +39,8 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         grad_scales: float32 scalars, one per table: factors on the summed gradients. None: 1.
         weight_decays: Floats, one per table; `row -= row * weight_decay * learning_rate` comes
             before the rule. None: 0.
+        pushes: On a parameter server, the `Push` of each table that its slices are of. The native
+            ops are then needed.
 
     Returns:
         What to wait for in a graph: a list of operations (tensors of any kind in eager execution).
@@ -71,6 +73,9 @@ def apply_rows(rule, states, slices, settings, grad_scales=None, weight_decays=N
         ),
         policies=tf.constant(_policies(rule, states), tf.float64),
         wake_all=settings.wake_all,
+        worker_counters=[state.worker_counters.handle for state in states] if pushes else [],
+        batches=[push.batches for push in pushes or ()],
+        push_counts=[push.counts for push in pushes or ()],
         rule=rule.name,
         weight_decays=weight_decays,
         clip_value=settings.clip_value,

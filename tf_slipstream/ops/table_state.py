@@ -4,8 +4,9 @@ import dataclasses
 
 import tensorflow as tf
 
-# Fields of a table's counters, in their order there; the last but one is not in use, the last
-# is the id of the publication that `changed_rows` counts from (`tf_slipstream.export`).
+# Fields of a table's counters, in their order there; the last but one is the last step of a push
+# from a worker, the last is the id of the publication that `changed_rows` counts from
+# (`tf_slipstream.export`).
 COUNTERS = (
     "num_lookups",
     "num_skipped_lookups",
@@ -15,6 +16,7 @@ COUNTERS = (
     "num_deferred_row_updates",
 )
 NUM_COUNTERS = 8
+NUM_WORKER_COUNTERS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class TableState:
         pool_ints: int64 `[capacity, 8]`.
         pool_floats: float32 `[capacity, 2 dim + 1]`.
         policy_state: float64 `[8]`.
+        worker_counters: int64 `[num_workers, NUM_WORKER_COUNTERS]`, as `Slipstream>ApplyRows` has
+            it; None but on a parameter server.
     """
 
     name: str
@@ -51,6 +55,7 @@ class TableState:
     pool_ints: tf.Variable | None = None
     pool_floats: tf.Variable | None = None
     policy_state: tf.Variable | None = None
+    worker_counters: tf.Variable | None = None
 
     @property
     def num_rows(self):
