@@ -104,6 +104,37 @@ def sums(settings):
     }
 
 
+def large_table(settings):
+    """A table that Keras 3 divides."""
+    strategy = connect()
+    num_rows = 120_000
+    with strategy.scope():
+        layer = slipstream.SlipstreamEmbedding(
+            num_rows,
+            8,
+            name="item",
+            embeddings_initializer=keras.initializers.RandomUniform(-1.0, 1.0, seed=3),
+        )
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    before = table_of(layer)
+    first, second = np.split(before, 2)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    step = gradient_step(strategy, layer, optimizer)
+    ids = np.array([0, 59_999, 60_000, num_rows - 1, 60_000])
+    coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+    coordinator.join()
+    np.add.at(before, ids, np.float32(1))
+    looked_up = layer(tf.constant(ids)).numpy()  # on the coordinator, with stock ops
+    return {
+        "shapes": [list(shard.shape) for shard in layer._shards],
+        "devices": [shard.device for shard in layer._shards],
+        "num_equal_rows": int(np.sum(np.all(first == second, axis=1))),
+        "num_wrong": int(np.sum(before != table_of(layer))) + int(np.sum(looked_up != before[ids])),
+    }
+
+
 def click_model(settings, rows=NUM_ROWS):
     inputs = keras.Input((3,), dtype="int64")
     layer = layer_of(settings, rows)
@@ -166,6 +197,9 @@ def fit(settings):
         "iterations": int(optimizer.iterations.numpy()),
         "num_batches": len(num_batches),
         "stats": stats_of(optimizer)["item"],
+        "pulled_by": [
+            int(n) for n in sum(s.worker_counters for s in optimizer.tables.values()).numpy()[:, 0]
+        ],
         "devices": [shard.device for shard in layer._shards],
         "shapes": [list(shard.shape) for shard in layer._shards],
     }
