@@ -4,7 +4,8 @@
 
 Two workers and two parameter servers, each a process, train one table on the same batches. Bytes
 are all that crosses the loopback interface of a network of their own, where the system lets a
-program have one, else of the machine. The last line is a JSON object with the ratios of stock to ours.
+program have one, else of the machine. The last line is a JSON object with the ratios of stock to
+ours.
 """
 
 import argparse

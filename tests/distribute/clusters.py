@@ -23,6 +23,12 @@ def free_ports(num):
         return [one.getsockname()[1] for one in sockets]
 
 
+def check_free(port):
+    """Raises an `OSError` if somebody listens at a port."""
+    with socket.socket() as one:
+        one.bind(("localhost", port))
+
+
 def environment(**more):
     """Returns the environment of a small, quiet process of a cluster."""
     few = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "2"}
