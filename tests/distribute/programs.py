@@ -230,6 +230,10 @@ def train_alone(settings):
     on_machine = tf.function(lambda ids, labels: step(alone, optimizer_alone, ids, labels))
     for ids, labels in batches:
         on_machine(tf.constant(ids), tf.constant(labels))
+    # To connect to a cluster is to lose what was here before.
+    stats_alone = vars(optimizer_alone.skip_stats()["item"])
+    optimizer_alone.wake_all()
+    table_alone = _keras.tf_variable(alone.trainable_variables[0]).numpy()
 
     strategy = connect(settings.get("partitioned"))
     with strategy.scope():
@@ -248,12 +252,13 @@ def train_alone(settings):
         coordinator.schedule(on_worker, args=(tf.constant(ids), tf.constant(labels)))
         coordinator.join()
     before = stats_of(optimizer)["item"]
-    stats_alone = vars(optimizer_alone.skip_stats()["item"])
-    result = {"stats": before, "stats_alone": stats_alone}
     optimizer.wake_all()
-    optimizer_alone.wake_all()
-    difference = np.abs(table_of(layer) - alone.trainable_variables[0].numpy())
-    return {**result, "largest_difference": float(difference.max())}
+    difference = np.abs(table_of(layer) - table_alone)
+    return {
+        "stats": before,
+        "stats_alone": stats_alone,
+        "largest_difference": float(difference.max()),
+    }
 
 
 if __name__ == "__main__":

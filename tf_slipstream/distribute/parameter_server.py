@@ -12,8 +12,6 @@ from tf_slipstream.ops.staleness import pool_capacity
 
 _ENTRY_BYTES = 96  # of a cached row, beside its value and its held gradient
 
-# A worker throws away what an earlier process of the coordinator left in it.
-_SESSION = uuid.uuid4().hex
 _number = itertools.count()
 
 
@@ -129,8 +127,8 @@ def check_tasks():
                     table_names=["check"],
                     num_rows=[1],
                 )
-        except tf.errors.NotFoundError as error:
-            if "not registered" not in str(error):
+        except tf.errors.OpError as error:
+            if "registered" not in str(error):
                 raise
             raise RuntimeError(
                 f"Task {spec.job}:{spec.task} runs without tf_slipstream's ops. Start workers and "
@@ -155,7 +153,8 @@ class ServerTable:
         starts = itertools.accumulate((state.num_rows for state in states), initial=0)
         self.cache = RowCache(
             name=f"{next(_number)}/{name}",
-            session=_SESSION,
+            # A worker throws away what an earlier run left in it.
+            session=uuid.uuid4().hex,
             table_name=name,
             row_starts=tuple(starts),
             dim=int(states[0].table.shape[1]),

@@ -223,5 +223,6 @@ class _explained:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, tf.errors.UnavailableError) and "ps" in str(error):
+        is_lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+        if is_lost and "/job:ps" in str(error):
             raise RuntimeError(f"A parameter server does not answer. {_HOW_TO_GO_ON}") from error
