@@ -3,7 +3,7 @@
 What users import. No logic here; to add a public name, import it and list it in `__all__`.
 """
 
-from tf_slipstream import data, export
+from tf_slipstream import data, distribute, export
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.optimizer import SlipstreamOptimizer
 from tf_slipstream.policy import StalenessPolicy
@@ -19,5 +19,6 @@ __all__ = [
     "SlipstreamOptimizer",
     "StalenessPolicy",
     "data",
+    "distribute",
     "export",
 ]
