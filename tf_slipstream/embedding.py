@@ -319,7 +319,19 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def save_own_variables(self, store):
         self._wake_rows()
-        super().save_own_variables(store)
+        if len(self._shards) > 1:
+            # As from a machine that has the whole table.
+            store["0"] = tf.concat([shard.value() for shard in self._shards], axis=0).numpy()
+        else:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        if self.built and len(self._shards) > 1:
+            sizes = [int(shard.shape[0]) for shard in self._shards]
+            for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
+                shard.assign(rows)
+        else:
+            super().load_own_variables(store)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.
@@ -329,7 +341,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def _wake_rows(self):
         if self.built:
-            wake_rows_of(self._table())
+            wake_rows_of(self._shards[0] if self._shards else self._table())
 
     def _table(self):
         return _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)

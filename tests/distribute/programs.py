@@ -132,7 +132,17 @@ def large_table(settings):
         "devices": [shard.device for shard in layer._shards],
         "num_equal_rows": int(np.sum(np.all(first == second, axis=1))),
         "num_wrong": int(np.sum(before != table_of(layer))) + int(np.sum(looked_up != before[ids])),
+        "saves_whole_table": saves_whole_table(layer, before),
     }
+
+
+def saves_whole_table(layer, table):
+    store = {}
+    layer.save_own_variables(store)
+    for shard in layer._shards:
+        shard.assign(tf.zeros_like(shard))
+    layer.load_own_variables(store)
+    return np.array_equal(store["0"], table) and np.array_equal(table_of(layer), table)
 
 
 def click_model(settings, rows=NUM_ROWS):
@@ -192,6 +202,10 @@ def fit(settings):
         history = trainer.fit(dataset, **arguments)
     else:
         history = model.fit(tf.keras.utils.experimental.DatasetCreator(dataset), **arguments)
+    if "export" in settings:
+        model.export(settings["export"])
+        ids = clicks(50)[0]
+        np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
     return {
         "history": {name: list(map(float, values)) for name, values in history.history.items()},
         "iterations": int(optimizer.iterations.numpy()),

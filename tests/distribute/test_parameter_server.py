@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.distribute import clusters, programs
 from tf_slipstream import _keras
@@ -78,6 +80,19 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path, partitioned):
+    if partitioned and _keras.IS_KERAS_3:
+        pytest.skip("Keras 3 knows no partitioned variables")
+    folder = str(tmp_path / "model")
+    settings = {"policy": programs.SLEEPY, "epochs": 1, "export": folder}
+    run(cluster, "fit", rule="Adam", partitioned=partitioned, **settings)
+    expected = np.load(folder + ".npz")
+    loaded = tf.saved_model.load(folder)
+    np.testing.assert_allclose(loaded.serve(expected["ids"]), expected["clicks"], rtol=1e-6)
+    assert b"Slipstream" not in pathlib.Path(folder, "saved_model.pb").read_bytes()
+
+
 def test_fit_without_built_optimizer_trains_all_the_same(cluster):
     result = run(cluster, "fit", rule="Adam", policy=programs.SLEEPY, build=False)
     assert result["iterations"] == 100
@@ -93,6 +108,7 @@ def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
     assert sorted(device.split("/")[3] for device in result["devices"]) == ["task:0", "task:1"]
     assert result["num_equal_rows"] == 0
     assert result["num_wrong"] == 0
+    assert result["saves_whole_table"]
 
 
 @pytest.mark.parametrize("rule", ["SGD", "Adam"])

@@ -162,8 +162,9 @@ class ServerTable:
             max_age=max_age,
             clip_value=clip_value,
         )
-        self._gradients = weakref.WeakKeyDictionary()  # by graph
-        self._is_looked_up = False
+        # By graph: how many lookups were traced in it, and the gradients of those.
+        self._num_lookups = weakref.WeakKeyDictionary()
+        self._gradients = weakref.WeakKeyDictionary()
 
     def lookup(self, ids, step):
         """Returns rows float32 `[num_lookups, dim]`, and notes their gradients.
@@ -173,8 +174,8 @@ class ServerTable:
             step: int64 scalar.
         """
         found = pull_rows(self.cache, self.states, tf.cast(ids, tf.int64), step)
-        self._is_looked_up = True
         graph = _graph()
+        self._num_lookups[graph] = self._num_lookups.get(graph, 0) + 1
 
         @tf.custom_gradient
         def join(*parts):
@@ -202,7 +203,7 @@ class ServerTable:
         Args:
             grads: Per shard, what the tape gave for it: `tf.IndexedSlices`, or None.
         """
-        noted = self._gradients.pop(_graph(), [])
+        noted = self._noted()
         if len(noted) == 1:
             return noted[0]
         if noted:
@@ -210,7 +211,7 @@ class ServerTable:
             ids, values, counts = (tf.concat(part, 0) for part in zip(*parts))
             stored = [wait for one in noted for wait in one.stored]
             return _summed(ids, values, counts, stored)
-        if self._is_looked_up:
+        if self._num_lookups:
             raise ValueError(
                 f"The gradient of table '{self.name}' was computed in another tf.function than the "
                 "one that applies it. On parameter servers call the model, the tape and the "
@@ -223,6 +224,24 @@ class ServerTable:
         ]
         ids, values = (tf.concat(part, 0) for part in zip(*parts))
         return _summed(ids, values, tf.ones_like(ids, tf.int32), [])
+
+    def _noted(self):
+        """Returns and forgets the gradients noted in this graph, or in one that it is a branch of."""
+        graph = _graph()
+        while graph is not None:
+            noted, num = self._gradients.pop(graph, []), self._num_lookups.get(graph, 0)
+            if len(noted) > num:
+                raise ValueError(
+                    f"The gradient of table '{self.name}' was computed {len(noted)} times for "
+                    f"{num} lookups. On parameter servers a step computes it once."
+                )
+            if noted:
+                if tf.executing_eagerly():
+                    # All steps have one graph.
+                    self._num_lookups[graph] = 0
+                return noted
+            graph = getattr(graph, "outer_graph", None)
+        return []
 
     def push(self, gradient, step):
         """Returns a `Push` per shard for a `SummedGradient`."""
