@@ -226,7 +226,7 @@ class ServerTable:
         return _summed(ids, values, tf.ones_like(ids, tf.int32), [])
 
     def _noted(self):
-        """Returns and forgets the gradients noted in this graph, or in one that it is a branch of."""
+        """Returns and forgets gradients noted in this graph, or in one that it is a branch of."""
         graph = _graph()
         while graph is not None:
             noted, num = self._gradients.pop(graph, []), self._num_lookups.get(graph, 0)
