@@ -195,7 +195,7 @@ class Coordinator:
         )
 
     def log(self):
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def wait_for(self, text, timeout):
         """Waits until the program has printed `text`."""
