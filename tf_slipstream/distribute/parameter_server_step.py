@@ -64,7 +64,7 @@ class TablesOnServers:
                 states.append(state)
                 slices.append(tf.IndexedSlices(push.grads, push.ids))
                 pushes.append(push)
-        done = self._apply_pushes(states, slices, pushes)
+        done = self._apply_pushes(states, slices, pushes, self._step())
         with tf.control_dependencies(done):
             if dense:
                 _keras.apply_to(optimizer.inner_optimizer, *zip(*dense))
@@ -119,10 +119,10 @@ class TablesOnServers:
             gradients.append(gradient)
         return tables, gradients
 
-    def _apply_pushes(self, states, slices, pushes):
+    def _apply_pushes(self, states, slices, pushes, step):
         optimizer = self._optimizer()
         settings = StepSettings(
-            step=self._step(),
+            step=step,
             learning_rate=_keras.current_learning_rate(optimizer.inner_optimizer),
         )
         decays = [self._decays[id(state)] for state in states]
@@ -134,13 +134,14 @@ class TablesOnServers:
         @tf.function
         def flush():
             states, slices, pushes = [], [], []
+            step = self._step() - 1  # the last one
             for table in self._tables.values():
                 with tf.device(device):
-                    pushed = table.flush(self._step() - 1)
+                    pushed = table.flush(step)
                 states += table.states
                 slices += [tf.IndexedSlices(push.grads, push.ids) for push in pushed]
                 pushes += pushed
-            with tf.control_dependencies(self._apply_pushes(states, slices, pushes)):
+            with tf.control_dependencies(self._apply_pushes(states, slices, pushes, step)):
                 return tf.constant(True)
 
         return flush
