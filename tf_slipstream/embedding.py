@@ -226,7 +226,9 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         if optimizer is not None and parameter_server.is_on_worker():
             rows = optimizer.lookup_on_servers(self._shards[0], flat)
         else:
-            rows = gather_rows(self._shards, flat, f"table_{self.name}")
+            # While a SavedModel is made, TensorFlow has one variable in place of tf_keras's shards.
+            shards = self._shards if _keras.IS_KERAS_3 else _shards_of(self.embeddings)
+            rows = gather_rows(shards, flat, f"table_{self.name}")
         return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
 
     def _checked_weights(self, weights, ids):
@@ -353,6 +355,10 @@ def _as_ids(inputs):
     if inputs.dtype in (tf.int32, tf.int64):
         return inputs
     return tf.cast(inputs, tf.int64 if inputs.dtype in (tf.uint32, tf.uint64) else tf.int32)
+
+
+def _shards_of(table):
+    return getattr(table, "variables", [table])
 
 
 def _kind(tensor):
