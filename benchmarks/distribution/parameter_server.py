@@ -64,13 +64,16 @@ def measure(args):
 
 
 def ratios(found):
-    """Returns stock over ours, of those that were measured."""
+    """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer."""
     ratio = {}
-    for ours, suffix in (("slipstream", ""), ("slipstream_stale", "_stale")):
-        if ours in found and "tf_keras" in found:
-            stock, mine = found["tf_keras"], found[ours]
-            ratio[f"ps_bytes_ratio{suffix}"] = stock["bytes_per_step"] / mine["bytes_per_step"]
-            ratio[f"ps_step_ratio{suffix}"] = stock["milliseconds"][1] / mine["milliseconds"][1]
+    for stock, against in (("tf_keras", ""), ("tf_keras_legacy", "_legacy")):
+        for ours, stale in (("slipstream", ""), ("slipstream_stale", "_stale")):
+            if ours not in found or stock not in found:
+                continue
+            theirs, mine = found[stock], found[ours]
+            names = [f"ps_{what}_ratio{stale}{against}" for what in ("bytes", "step")]
+            ratio[names[0]] = theirs["bytes_per_step"] / mine["bytes_per_step"]
+            ratio[names[1]] = theirs["milliseconds"][1] / mine["milliseconds"][1]
     return {name: round(value, 2) for name, value in ratio.items()}
 
 
