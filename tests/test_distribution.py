@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 SCRIPT = """
 import numpy as np
 import tensorflow as tf
@@ -56,19 +54,3 @@ def test_replicas_stay_equal_to_the_bit_and_train_as_one_device_does():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("replicas agree\n")
-
-
-def test_a_parameter_server_strategy_is_refused():
-    import tensorflow as tf
-
-    from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer
-    from tf_slipstream._keras import keras
-
-    layer = SlipstreamEmbedding(5, 2)
-    layer.build()
-    optimizer = SlipstreamOptimizer(keras.optimizers.SGD(0.1))
-    # A real cluster takes processes; the check reads only the class.
-    strategy = tf.distribute.experimental.ParameterServerStrategy
-    optimizer._distribution_strategy = strategy.__new__(strategy)
-    with pytest.raises(ValueError, match="ParameterServerStrategy"):
-        optimizer.build([layer.embeddings])

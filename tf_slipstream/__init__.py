@@ -3,7 +3,7 @@
 What users import. No logic here; to add a public name, import it and list it in `__all__`.
 """
 
-from tf_slipstream import data, export
+from tf_slipstream import data, distribute, export
 from tf_slipstream.callbacks import SkipGuard, SkipHistory
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.ops import build_info
@@ -24,5 +24,6 @@ __all__ = [
     "StalenessPolicy",
     "build_info",
     "data",
+    "distribute",
     "export",
 ]

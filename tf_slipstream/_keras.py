@@ -3,6 +3,7 @@
 As for `tf.keras`, it is Keras 3 unless TF_USE_LEGACY_KERAS=1 is set before TensorFlow is imported.
 """
 
+import functools
 import os
 import warnings
 
@@ -21,6 +22,9 @@ if IS_KERAS_3 and keras.config.backend() != "tensorflow":
         f"'{keras.config.backend()}'. Set KERAS_BACKEND=tensorflow before keras is imported."
     )
 
+# Below this a table is not divided: a message costs more than what it carries.
+_LEAST_SHARD_BYTES = 1 << 18
+
 register_serializable = keras.saving.register_keras_serializable(package="tf_slipstream")
 
 
@@ -36,6 +40,54 @@ def add_table(layer, **arguments):
         return layer._embeddings
     layer.embeddings = layer.add_weight(experimental_autocast=False, **arguments)
     return layer.embeddings
+
+
+def add_table_shards(layer, strategy, num_servers, shape, initializer, **arguments):
+    """Adds an embedding layer's table on parameter servers, and returns its shards in order.
+
+    In tf_keras the strategy's partitioner says how many there are. Keras 3 knows no partitioned
+    variables: there a table has a variable on each server, unless it is small.
+    """
+    if not IS_KERAS_3:
+        table = add_table(layer, shape=shape, initializer=initializer, **arguments)
+        return list(getattr(table, "variables", [table]))
+    if getattr(strategy.extended, "_variable_partitioner", None) is not None:
+        raise ValueError(
+            "Keras 3 has no partitioned variables: make ParameterServerStrategy without "
+            "`variable_partitioner`. SlipstreamEmbedding divides its table among servers itself."
+        )
+    num_rows, dim = shape
+    num_shards = max(1, min(num_servers, 4 * num_rows * dim // _LEAST_SHARD_BYTES))
+    starts = [num_rows * shard // num_shards for shard in range(num_shards + 1)]
+    name = arguments.pop("name")
+    shards = []
+    for shard, (start, end) in enumerate(zip(starts, starts[1:])):
+        draw = functools.partial(initializer, shard=shard)
+        shard_name = name if num_shards == 1 else f"{name}_{shard}"
+        shape = (end - start, dim)
+        shards.append(
+            layer.add_weight(
+                autocast=False, shape=shape, initializer=draw, name=shard_name, **arguments
+            )
+        )
+    layer._embeddings = shards[0]
+    return shards
+
+
+def with_another_seed(initializer, number):
+    """Returns an initializer like this one that draws other numbers for each `number` above 0."""
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    # Keras 3 draws the same numbers at each call where the seed is an integer.
+    if number == 0 or not isinstance(config.get("seed"), int):
+        return initializer
+    return type(initializer).from_config({**config, "seed": config["seed"] + number})
+
+
+def count_atomically(variable):
+    """Has a variable add in one operation, so that workers at once lose nothing."""
+    if IS_KERAS_3:
+        # Its own way is to read and to assign.
+        variable.assign_add = variable.value.assign_add
 
 
 def is_unsupported_dtype_policy(layer):

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tf_slipstream import _keras
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
+from tf_slipstream.distribute import parameter_server
+from tf_slipstream.ops.gather_rows import gather_rows
 from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
@@ -28,10 +30,12 @@ class TableSpec:
     Attributes:
         name: The layer's name.
         policy: As the layer's argument.
+        shards: On parameter servers, the `tf.Variable`s that the table is in; else empty.
     """
 
     name: str
     policy: object
+    shards: tuple = ()
 
 
 def wake_rows_of(variable):
@@ -147,33 +151,51 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def build(self, input_shape=None):
         if self.built:
             return
-        table = _keras.add_table(
-            self,
-            shape=(self.input_dim, self.output_dim),
-            initializer=self._initialize_table,
-            name="embeddings",
-            regularizer=self.embeddings_regularizer,
-            constraint=self.embeddings_constraint,
-            trainable=True,
-        )
-        spec = TableSpec(self.name, self.policy)
-        table._slipstream_table = spec
-        _keras.tf_variable(table)._slipstream_table = spec
+        arguments = {
+            "shape": (self.input_dim, self.output_dim),
+            "initializer": self._initialize_table,
+            "name": "embeddings",
+            "regularizer": self.embeddings_regularizer,
+            "constraint": self.embeddings_constraint,
+            "trainable": True,
+        }
+        strategy = tf.distribute.get_strategy()
+        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            tables = self._add_shards(strategy, arguments)
+            self._shards = tuple(map(_keras.tf_variable, tables))
+        else:
+            tables = [_keras.add_table(self, **arguments)]
+            self._shards = ()
+        spec = TableSpec(self.name, self.policy, self._shards)
+        for table in tables:
+            table._slipstream_table = spec
+            _keras.tf_variable(table)._slipstream_table = spec
         self.built = True
 
-    def _initialize_table(self, shape, dtype=None, **kwargs):
+    def _add_shards(self, strategy, arguments):
+        if self.embeddings_regularizer is not None:
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' has an `embeddings_regularizer`, which under "
+                "ParameterServerStrategy would send the whole table over the network in every "
+                "step. Use `weight_decay` of the optimizer, which acts on the rows looked up."
+            )
+        num_servers = parameter_server.num_tasks("ps")
+        return _keras.add_table_shards(self, strategy, num_servers, **arguments)
+
+    def _initialize_table(self, shape, dtype=None, shard=0, **kwargs):
+        initializer = _keras.with_another_seed(self.embeddings_initializer, shard)
         if 4 * self.input_dim * self.output_dim < _LARGE_TABLE_BYTES:
-            return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
+            return initializer(shape, dtype=dtype, **kwargs)
         # Compiled, an initializer works in the memory of its result. The random numbers are others
         # than Keras's for the same seed, and the same in every run.
         initialize = tf.function(
-            lambda: self.embeddings_initializer(shape, dtype=dtype, **kwargs), jit_compile=True
+            lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True
         )
         try:
             return initialize()
         except (tf.errors.OpError, TypeError):
             # A user's initializer may be beyond XLA.
-            return self.embeddings_initializer(shape, dtype=dtype, **kwargs)
+            return initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
         inputs = _as_ids(inputs)
@@ -191,12 +213,23 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def _lookup(self, ids):
         """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
+        if self._shards:
+            return self._lookup_on_servers(ids)
         # The op's name carries the table's into the error for a bad id; eager execution drops it.
         try:
             return tf.gather(self._table(), ids, name=f"table_{self.name}")
         except tf.errors.InvalidArgumentError as error:
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
+
+    def _lookup_on_servers(self, ids):
+        flat = tf.reshape(ids, [-1])
+        optimizer = getattr(self._shards[0], "_slipstream_optimizer", lambda: None)()
+        if optimizer is not None and parameter_server.is_on_worker():
+            rows = optimizer.lookup_on_servers(self._shards[0], flat)
+        else:
+            rows = gather_rows(self._shards, flat, f"table_{self.name}")
+        return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
 
     def _checked_weights(self, weights, ids):
         if self.combiner is None:
@@ -288,7 +321,19 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def save_own_variables(self, store):
         self._wake_rows()
-        super().save_own_variables(store)
+        if len(self._shards) > 1:
+            # As from a machine that has the whole table.
+            store["0"] = tf.concat([shard.value() for shard in self._shards], axis=0).numpy()
+        else:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        if self.built and len(self._shards) > 1:
+            sizes = [int(shard.shape[0]) for shard in self._shards]
+            for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
+                shard.assign(rows)
+        else:
+            super().load_own_variables(store)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.
@@ -298,7 +343,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def _wake_rows(self):
         if self.built:
-            wake_rows_of(self._table())
+            wake_rows_of(self._shards[0] if self._shards else self._table())
 
     def _table(self):
         return _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)

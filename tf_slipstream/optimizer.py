@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
 from tf_slipstream.constraints import constrain_rows
+from tf_slipstream.distribute import parameter_server
+from tf_slipstream.distribute.parameter_server_step import TablesOnServers
 from tf_slipstream.distribute.replicas import exchange_rows, num_replicas
 from tf_slipstream.embedding import table_spec, wake_rows_of
 from tf_slipstream.ops._library import row_int_dtype
@@ -22,11 +24,12 @@ from tf_slipstream.ops.table_state import (
     COUNTERS,
     NUM_COUNTERS,
     NUM_REFUSED_STEPS,
+    NUM_WORKER_COUNTERS,
     TableState,
 )
 from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
-from tf_slipstream.skip_stats import SkipStats
+from tf_slipstream.skip_stats import SkipStats, sum_stats
 
 
 @_keras.register_serializable
@@ -73,9 +76,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         super().__init__(inner, name)
         self.policy = policy
         self._rule = _update_rule(inner)
+        self.worker_cache = parameter_server.WorkerCache()
         self._states = {}
         self._tables = list
         self._local_held = []
+        self._servers = None
 
     @staticmethod
     def _check_inner(inner):
@@ -98,18 +103,20 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
     def _build(self, variables):
         strategy = self._distribution_strategy
-        if isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy):
-            raise ValueError(
-                "SlipstreamOptimizer does not work under ParameterServerStrategy yet. Train on one "
-                "machine, alone or under MirroredStrategy."
-            )
+        on_servers = parameter_server.is_on_servers(strategy)
+        if on_servers:
+            parameter_server.check_tasks()
         self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
         names, tables = set(), []
         for variable in variables:
             spec = table_spec(variable)
             if spec is not None:
                 # Two models may share an optimizer, and each may have a layer of that name.
-                name = _unlike(names, spec.name)
+                name = spec.name
+                if len(spec.shards) > 1:
+                    place = [shard is _keras.tf_variable(variable) for shard in spec.shards]
+                    name = f"{name}_{place.index(True)}"
+                name = _unlike(names, name)
                 names.add(name)
                 key = self._var_key(variable)
                 policy = self.policy if spec.policy == "default" else spec.policy
@@ -119,6 +126,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # No variables of Keras's: in checkpoints alone, and 0 whenever anything else is saved.
         held = [state.local_held for _, state in tables]
         self._local_held = [variable for variable in held if variable is not None]
+        if on_servers:
+            self._servers = TablesOnServers(self, _by_table(tables))
+            _keras.count_atomically(self.inner_optimizer.iterations)
         # In a function, so that Keras does not take them for the optimizer's own variables.
         self._tables = lambda: tables
 
@@ -154,6 +164,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             counters=add("counters", (NUM_COUNTERS,), "int64"),
             policy=policy,
             correlation=self._rule.correlation,
+            worker_counters=self._add_worker_counters(add),
             **({} if policy is None else _policy_variables(policy, num_rows, dim, row_int, add)),
             local_held=self._add_local_held(table, policy),
         )
@@ -179,12 +190,20 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 name="local_held",
             )
 
+    def _add_worker_counters(self, add):
+        if not parameter_server.is_on_servers(self._distribution_strategy):
+            return None
+        num_workers = parameter_server.num_tasks("worker")
+        return add("worker_counters", (num_workers, NUM_WORKER_COUNTERS), "int64")
+
     def _apply(self, grads, variables, are_summed):
         inner = self.inner_optimizer
         is_table = [self._var_key(v) in self._states for v in variables]
         dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
         tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
         states = [self._states[self._var_key(v)] for _, v in tables]
+        if self._servers is not None:
+            return self._servers.apply([(g, s) for (g, _), s in zip(tables, states)], dense)
         slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
         settings = StepSettings(
             step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
@@ -198,8 +217,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             if inner.global_clipnorm and dense:
                 dense, are_summed = _sum_over_replicas(dense), True
         scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
-        decays = [self._weight_decay(v) for _, v in tables]
-        done = self._apply_tables(states, slices, settings, scales, decays, num_lookups)
+        decays = [self.weight_decay_of(v) for _, v in tables]
+        done = self.apply_tables(states, slices, settings, scales, decays, num_lookups)
         # A step that fails in a table has then changed no dense variable either.
         with tf.control_dependencies(done):
             if dense:
@@ -220,20 +239,30 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             values /= self.loss_scale_factor
         return tf.IndexedSlices(values, grad.indices, tf.constant(list(state.table.shape)))
 
-    def _weight_decay(self, variable):
+    def weight_decay_of(self, variable):
         decay = self.inner_optimizer.weight_decay
         return float(decay) if decay and self.inner_optimizer._use_weight_decay(variable) else 0.0
 
     def _clip_by_norm(self, states, slices, dense, step):
         """Returns a scale per table (None: no clipping by norm), and dense gradients scaled."""
-        inner = self.inner_optimizer
-        if not states or not (inner.clipnorm or inner.global_clipnorm):
+        if not states:
             return None, dense
-        squares = [
-            tf.reduce_sum(tf.square(one.values))
-            for group in _groups(states, slices)
-            for one in live_slices(*group, step)
-        ]
+        return self.clip_scales(
+            lambda: [
+                tf.reduce_sum(tf.square(one.values))
+                for group in _groups(states, slices)
+                for one in live_slices(*group, step)
+            ],
+            dense,
+        )
+
+    def clip_scales(self, squares_of_tables, dense):
+        """The same, given what returns each table's squared norm."""
+        inner = self.inner_optimizer
+        if not (inner.clipnorm or inner.global_clipnorm):
+            return None, dense
+        squares = squares_of_tables()
+        num_tables = len(squares)
         if inner.clipnorm:
             return [_clip_scale(tf.sqrt(square), inner.clipnorm) for square in squares], dense
         for grad, _ in dense:
@@ -247,9 +276,9 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         )
         scale = _clip_scale(norm, inner.global_clipnorm)
         # `inner` then finds a norm within its bound and clips no more.
-        return [scale] * len(states), [(_scaled(g, scale), v) for g, v in dense]
+        return [scale] * num_tables, [(_scaled(g, scale), v) for g, v in dense]
 
-    def _apply_tables(self, states, slices, settings, scales, decays, num_lookups):
+    def apply_tables(self, states, slices, settings, scales, decays, num_lookups=None, pushes=None):
         done = []
         position = {id(state): i for i, state in enumerate(states)}
         for group_states, group_slices in _groups(states, slices):
@@ -262,6 +291,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 None if scales is None else [scales[i] for i in places],
                 [decays[i] for i in places],
                 None if num_lookups is None else [num_lookups[i] for i in places],
+                None if pushes is None else [pushes[i] for i in places],
             )
         return done
 
@@ -284,6 +314,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
         strategy = self._distribution_strategy
+        if self._servers is not None:
+            self._servers.flush_workers()
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             tf.function(lambda: strategy.run(self._wake))()
         else:
@@ -301,11 +333,11 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), tf.zeros([0], tf.int64))
             for state in states
         ]
-        decays = [self._weight_decay(variable) for variable, _ in pairs]
+        decays = [self.weight_decay_of(variable) for variable, _ in pairs]
         num_lookups = None
         if num_replicas() > 1:
             nothing, num_lookups = _exchanged(states, nothing, settings)
-        done = self._apply_tables(states, nothing, settings, None, decays, num_lookups)
+        done = self.apply_tables(states, nothing, settings, None, decays, num_lookups)
         with tf.control_dependencies(done):
             for variable, state in pairs:
                 if variable.constraint is not None:
@@ -346,35 +378,41 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             first step.
         """
         self._raise_for_refused_steps()
-        states = list(self._states.values())
-        if not states:
-            return {}
-        # Two reads, where one of each variable would take ten times as long.
-        counts = tf.stack([state.counters for state in states]).numpy().tolist()
-        with_policy = [state for state in states if state.policy is not None]
-        numbers = {}
-        if with_policy:
-            read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
-            numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
-        stats = {}
-        for state, counted in zip(states, counts, strict=True):
-            policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
-            stats[state.name] = SkipStats(
-                **dict(zip(COUNTERS, counted)),
-                num_stale_rows=int(policy["num_sleeping"]),
-                num_rows=state.num_rows,
-                drift_threshold=policy["threshold"] * policy["strictness"],
-            )
-        return stats
+        if self._servers is not None:
+            return {
+                name: sum_stats(list(_stats_of(states).values()))
+                for name, states in self._servers.states.items()
+            }
+        return _stats_of(list(self._states.values()))
+
+    def cache_stats(self):
+        """Returns what workers had of each table on parameter servers since training began.
+
+        Returns:
+            Dict from a table's name to its `distribute.CacheStats`. Empty without such tables.
+        """
+        return {} if self._servers is None else self._servers.cache_stats()
+
+    def flush_workers(self):
+        """Sends what workers hold to the parameter servers, which hold it on: no row wakes."""
+        if self._servers is not None:
+            self._servers.flush_workers()
+
+    def lookup_on_servers(self, shard, ids):
+        """Returns rows `[num_lookups, dim]` of the table that a shard is of; for its layer."""
+        return self._servers.lookup(shard, ids)
 
     def _raise_for_refused_steps(self):
         """Raises, once, where a GPU refused a step: there may be no later step to tell."""
-        for state in self._states.values():
-            counters = state.counters.numpy()
-            num_refused = int(counters[NUM_REFUSED_STEPS])
+        states = list(self._states.values())
+        if not states:
+            return
+        counters = tf.stack([state.counters for state in states]).numpy()
+        for state, counted in zip(states, counters):
+            num_refused = int(counted[NUM_REFUSED_STEPS])
             if num_refused > 0:
-                counters[NUM_REFUSED_STEPS] = 0
-                state.counters.assign(counters)
+                counted[NUM_REFUSED_STEPS] = 0
+                state.counters.assign(counted)
                 raise tf.errors.InvalidArgumentError(
                     None,
                     None,
@@ -442,6 +480,29 @@ def find_slipstream_optimizer(optimizer_or_model, user):
     return found
 
 
+def _stats_of(states):
+    """Returns `SkipStats` by name."""
+    if not states:
+        return {}
+    # Two reads, where one of each variable would take ten times as long.
+    counts = tf.stack([state.counters for state in states]).numpy().tolist()
+    with_policy = [state for state in states if state.policy is not None]
+    numbers = {}
+    if with_policy:
+        read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
+        numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
+    stats = {}
+    for state, counted in zip(states, counts, strict=True):
+        policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
+        stats[state.name] = SkipStats(
+            **dict(zip(COUNTERS, counted)),
+            num_stale_rows=int(policy["num_sleeping"]),
+            num_rows=state.num_rows,
+            drift_threshold=policy["threshold"] * policy["strictness"],
+        )
+    return stats
+
+
 def _hold_for(optimizer, table):
     """Lets a table find its optimizer, and apply what that holds before a SavedModel has the table.
 
@@ -504,6 +565,16 @@ def _unlike(names, name):
     """Returns `name`, with a number where it is one of `names`."""
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     return next(one for one in itertools.chain([name], numbered) if one not in names)
+
+
+def _by_table(tables):
+    """Returns a dict from a table's name to its shards: pairs of a variable and its state."""
+    groups, names = {}, {}
+    for variable, state in tables:
+        spec = table_spec(variable)
+        name = names.setdefault(id(spec), _unlike(groups, spec.name))
+        groups.setdefault(name, []).append((variable, state))
+    return groups
 
 
 def _groups(states, slices):

@@ -30,3 +30,10 @@ class SkipStats:
     num_stale_rows: int
     num_rows: int
     drift_threshold: float
+
+
+def sum_stats(shards):
+    """Returns the `SkipStats` of a table from those of its shards; the threshold is their mean."""
+    names = [field.name for field in dataclasses.fields(SkipStats)]
+    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+    return SkipStats(**{**sums, "drift_threshold": sums["drift_threshold"] / len(shards)})

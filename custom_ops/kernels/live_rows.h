@@ -88,6 +88,8 @@ class LiveRows {
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
   // Counts other lookups of a table in place of those found: its ids stand for more than one each.
   void SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped, int64_t num_deferred);
+  // Puts others in their place, where the lookups were counted before they came here.
+  void SetCounts(const std::vector<RowCounts>& counts) { found_.counts = counts; }
   // How many rows of a table are updated or deferred.
   int64_t num_read(int64_t table) const {
     return counts(table).num_row_updates - counts(table).num_skipped_row_updates;

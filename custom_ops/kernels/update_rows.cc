@@ -38,9 +38,11 @@ SLIPSTREAM_INLINE void MarkChanged(uint32_t* changed_rows, int64_t id) {
 }
 
 // Counts the update of a row that is not popular; one that has had enough is a candidate.
-SLIPSTREAM_INLINE void CountUpdate(const Staleness& staleness, const LiveRow& row, int64_t step,
-                                   UpdateResult* result) {
-  const int32_t num_updates = OneMore(row.state);
+SLIPSTREAM_INLINE void CountUpdate(const Staleness& staleness, const LiveRow& row,
+                                   int32_t num_batches, int64_t step, UpdateResult* result) {
+  const int32_t num_updates = std::numeric_limits<int32_t>::max() - row.state < num_batches
+                                  ? std::numeric_limits<int32_t>::max()
+                                  : row.state + num_batches;
   staleness.row_states[row.id] = num_updates;
   if (HasEnough(staleness.policy, num_updates, step)) {
     NoteCandidate({row.id, row.first_lookup}, result);
@@ -122,10 +124,16 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       state.slots[s] = s < table.num_slots ? table.slots[s] + id * table.slot_dim : nullptr;
     }
     const float* grad = has_batch ? Clip(rows[i].grad, dim, settings, scratch) : nullptr;
-    uint32_t k = 1;
+    const int32_t num_batches = has_batch ? table.num_batches(rows[i]) : 0;
+    uint32_t k = num_batches;
     const bool is_popular = rows[i].state < 0;
     const int64_t entry = -1 - static_cast<int64_t>(rows[i].state);
     if (is_popular) {
+      if (num_batches > 1) {
+        // All but the last were held elsewhere.
+        staleness->entries[entry].held_steps += num_batches - 1;
+        staleness->entries[entry].num_updates += num_batches - 1;
+      }
       k = static_cast<uint32_t>(staleness->entries[entry].held_steps) + has_batch;
       grad = TakeHeld(*staleness, entry, grad, scratch + dim);
       std::memcpy(row_before, state.row, dim * sizeof(float));
@@ -134,7 +142,8 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
     uint32_t missed = 0;
     if (table.last_steps != nullptr) {
       const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
-      if (last != 0) missed = step - last - k;
+      // Workers of a cluster share steps: then fewer may have passed than there were batches.
+      if (last != 0 && static_cast<int32_t>(step - last - k) > 0) missed = step - last - k;
       table.last_steps[id] = static_cast<int32_t>(step);
     }
     DecayWeights(state.row, dim, decay, learning_rate, k);
@@ -152,7 +161,7 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
         result->sleeping_change += AfterFlush(settings.step, staleness->entries + entry);
       }
     } else {
-      CountUpdate(*staleness, rows[i], settings.step, result);
+      CountUpdate(*staleness, rows[i], num_batches, settings.step, result);
     }
   }
 }
@@ -199,8 +208,9 @@ void AddTasks(const std::vector<LiveRows::Run>& runs, std::vector<LiveRows::Run>
 
 // Adds the gradients of rows that are asleep to what is held of them.
 SLIPSTREAM_SIMD
-void Hold(const Staleness& staleness, const LiveRow* rows, int64_t num_rows,
-          const StepSettings& settings, float* scratch) {
+void Hold(const Table& table, const LiveRow* rows, int64_t num_rows, const StepSettings& settings,
+          float* scratch) {
+  const Staleness& staleness = *table.staleness;
   for (int64_t i = 0; i < num_rows; ++i) {
     if (i + kPrefetchRows < num_rows) {
       const LiveRow& ahead = rows[i + kPrefetchRows];
@@ -214,8 +224,9 @@ void Hold(const Staleness& staleness, const LiveRow* rows, int64_t num_rows,
     const float* grad = Clip(rows[i].grad, staleness.dim, settings, scratch);
     float* __restrict held = staleness.held(index);
     for (int64_t d = 0; d < staleness.dim; ++d) held[d] += grad[d];
-    ++entry.held_steps;
-    ++entry.num_updates;
+    const int32_t num_batches = table.num_batches(rows[i]);
+    entry.held_steps += num_batches;
+    entry.num_updates += num_batches;
   }
 }
 
@@ -286,7 +297,7 @@ void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
     if (i < num_live) {
       rule.update(table, task.rows, task.num_rows, settings[task.table], memory, &results[i]);
     } else {
-      Hold(*table.staleness, task.rows, task.num_rows, settings[task.table], memory);
+      Hold(table, task.rows, task.num_rows, settings[task.table], memory);
     }
   });
   for (int64_t t = 0; t < static_cast<int64_t>(tables.size()); ++t) {

@@ -23,6 +23,8 @@ namespace slipstream {
 //   last_steps   [num_rows]: the step (modulo 2^32) in which a row was last touched, 0 before the
 //                first; null for a rule without moments
 //   staleness    its row states and pool; null without a policy
+//   batches      [num_lookups, 2]: of how many batches each lookup's gradient is the sum, and
+//                something else; ids are then distinct. Null: of one
 struct Table {
   float* table;
   float* slots[kMaxSlots];
@@ -34,6 +36,11 @@ struct Table {
   int64_t slot_dim;
   uint16_t* bfloat16_table = nullptr;
   uint32_t rounding_seed = 0;
+  const int32_t* batches = nullptr;
+
+  int32_t num_batches(const LiveRow& row) const {
+    return batches == nullptr ? 1 : batches[2 * row.first_lookup];
+  }
 };
 
 // A row that has had enough updates to become popular.

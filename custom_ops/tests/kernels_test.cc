@@ -10,6 +10,7 @@ int main() {
   slipstream::TestStaleness();
   slipstream::TestThreadTeam();
   slipstream::TestHugePages();
+  slipstream::TestRowCache();
   if (slipstream::num_failures > 0) {
     std::fprintf(stderr, "kernels_test: %lld of %lld checks failed\n",
                  static_cast<long long>(slipstream::num_failures),

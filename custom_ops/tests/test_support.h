@@ -19,6 +19,7 @@ namespace slipstream {
 
 // One function per kernel, called by main.
 void TestHugePages();
+void TestRowCache();
 void TestLiveRows();
 void TestStaleness();
 void TestThreadTeam();

@@ -133,6 +133,12 @@ class ApplyRowsGpuOp : public OpKernel {
     tensorflow::OpInputList grad_scales, num_lookups;
     TF_RETURN_IF_ERROR(context->input_list("grad_scales", &grad_scales));
     TF_RETURN_IF_ERROR(context->input_list("num_lookups", &num_lookups));
+    tensorflow::OpInputList pushes;
+    TF_RETURN_IF_ERROR(context->input_list("push_counts", &pushes));
+    if (pushes.size() > 0) {
+      return InvalidArgument(
+          "workers' pushes are applied on a CPU: place parameter servers' tables ", "there");
+    }
     for (const Tensor& counted : num_lookups) {
       if (num_lookups.size() == num_tables_ && counted.NumElements() == 3) continue;
       return InvalidArgument("num_lookups must be [3] for each of ", num_tables_,
@@ -230,7 +236,7 @@ class ApplyRowsGpuOp : public OpKernel {
                            tensor.shape().DebugString());
   }
 
-  static constexpr int64_t kNumCounters = 8;
+  static constexpr int64_t kNumCounters = 9;
   const RuleInfo* rule_ = nullptr;
   int64_t num_tables_ = 0;
   int64_t num_slots_ = 0;  // of each table

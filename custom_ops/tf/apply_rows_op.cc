@@ -1,4 +1,5 @@
 // ApplyRows: one training step of all tables that share an update rule, in place.
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,11 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Input("policies: double")
     .Input("wake_all: bool")
     .Input("num_lookups: num_counted * int64")
+    .Input("worker_counters: num_pushes * resource")
+    .Input("batches: num_pushes * int32")
+    .Input("push_counts: num_pushes * int64")
     .Attr("N: int >= 1")
+    .Attr("num_pushes: int >= 0")
     .Attr("num_slots: int >= 0")
     .Attr("num_last_steps: int >= 0")
     .Attr("num_policies: int >= 0")
@@ -72,6 +77,10 @@ policies: [num_policies, 15], see PolicySettings.
 wake_all: Whether to apply all that is held, and wake every row.
 num_lookups: int64 [3] per table: how many lookups to count, in all, skipped and deferred. None: those
   that there are.
+worker_counters, batches, push_counts: Of every table where a worker sends what RowCachePush gave out, else none.
+  A push's ids are distinct. Pushes may come in another order than their steps: a table's step never goes back.
+worker_counters: int64 [num_workers, 5]: pulled rows, cached rows, batches held now, batches lost with a worker
+  that was replaced, and which worker it is.
 policy_tables: The tables that have a policy.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
 clip_value: Bound on each element of a summed gradient, 0 for none.
@@ -106,6 +115,12 @@ class ApplyRowsOp : public OpKernel {
     }
     num_tables_ = num_tables;
     num_slots_ = num_slots;
+    int num_pushes;
+    OP_REQUIRES_OK(context, context->GetAttr("num_pushes", &num_pushes));
+    OP_REQUIRES(context, num_pushes == 0 || num_pushes == num_tables,
+                InvalidArgument("expected pushes for no table or each of ", num_tables, ", got ",
+                                num_pushes));
+    has_pushes_ = num_pushes > 0;
     OP_REQUIRES(context, num_last_steps == (rule_->has_moments ? num_tables : 0),
                 InvalidArgument("rule '", rule, "' with ", num_tables,
                                 " tables: wrong number of last_steps, ", num_last_steps));
@@ -135,6 +150,14 @@ class ApplyRowsOp : public OpKernel {
       dims.push_back(table.dim);
       num_rows.push_back(variables.tensor(t)->dim_size(0));
     }
+    std::vector<Push> pushes;
+    if (has_pushes_) OP_REQUIRES_OK(context, ReadPushes(context, &variables, &pushes));
+    int64_t step = settings[0].step;
+    for (size_t t = 0; t < pushes.size(); ++t) {
+      tables[t].batches = pushes[t].batches;
+      step = std::max(step, Counters(&variables, t)[kClock]);
+    }
+    for (StepSettings& one : settings) one.step = step;
     std::vector<Staleness> staleness;
     OP_REQUIRES_OK(context, ReadPolicies(context, &variables, num_rows, dims, &staleness));
     const Tensor* wake_all;
@@ -168,7 +191,13 @@ class ApplyRowsOp : public OpKernel {
     const ParallelFor parallel_for = team.parallel_for();
     std::unique_ptr<LiveRows> live_rows = pool_.Take();
     const BadLookup bad = live_rows->Find(lookups, settings[0].step, parallel_for);
-    if (bad.kind != BadLookup::kNone) {
+    absl::Status distinct = absl::OkStatus();
+    for (size_t t = 0; t < pushes.size() && bad.kind == BadLookup::kNone; ++t) {
+      if (live_rows->counts(t).num_row_updates != lookups[t].num_lookups) {
+        distinct = InvalidArgument("table '", table_names_[t], "': the ids of a push repeat");
+      }
+    }
+    if (bad.kind != BadLookup::kNone || !distinct.ok()) {
       for (size_t p = 0; p < staleness.size(); ++p) *staleness[p].state = states_before[p];
     }
     OP_REQUIRES(context, bad.kind == BadLookup::kNone,
@@ -177,13 +206,23 @@ class ApplyRowsOp : public OpKernel {
       const int64_t* counted = num_lookups[t].flat<int64_t>().data();
       live_rows->SetNumLookups(t, counted[0], counted[1], counted[2]);
     }
+    OP_REQUIRES_OK(context, distinct);
+    // Before UpdateRows, which knows no other counts than those of the lookups that it got.
+    std::vector<RowCounts> counts_of_pushes;
+    for (size_t t = 0; t < pushes.size(); ++t) {
+      counts_of_pushes.push_back(CountPush(pushes[t], live_rows->found(), t));
+    }
+    if (has_pushes_) live_rows->SetCounts(counts_of_pushes);
     UpdateRows(*rule_, tables, settings, is_refresh, live_rows->found(), parallel_for);
 
     int64_t num_indices = 0;
     for (int64_t t = 0; t < num_tables_; ++t) {
       const RowCounts& counts = live_rows->counts(t);
-      Tensor* counters_variable = variables.tensor(FirstCounters() + t);
-      int64_t* counters = counters_variable->flat<int64_t>().data();
+      int64_t* counters = Counters(&variables, t);
+      if (has_pushes_) {
+        counters[kClock] = settings[t].step;
+        pushes[t].CountWorker();
+      }
       counters[0] += counts.num_lookups;
       counters[1] += counts.num_skipped_lookups;
       counters[2] += counts.num_deferred_lookups;
@@ -229,8 +268,86 @@ class ApplyRowsOp : public OpKernel {
     return absl::OkStatus();
   }
 
+  // What a worker sent with the gradients of a table.
+  //   batches [num_ids, 2]: batches that a row's gradient is of, and lookups in this batch
+  //   counts  [11]: six of RowCounts; pulled rows, cached rows, batches held now, which worker it
+  //           is, its number
+  //   worker  [5]: its row of worker_counters
+  struct Push {
+    const int32_t* batches;
+    int64_t num_ids;
+    const int64_t* counts;
+    int64_t* worker;
+
+    void CountWorker() const {
+      worker[0] += counts[6];
+      worker[1] += counts[7];
+      // Another process has taken its place: what it held went with it.
+      if (worker[4] != counts[9]) worker[3] += worker[2];
+      worker[2] = counts[8];
+      worker[4] = counts[9];
+    }
+  };
+  static constexpr int64_t kPushCounts = 11;
+  static constexpr int64_t kWorkerCounters = 5;
+
+  absl::Status ReadPushes(OpKernelContext* context, TableVariables* variables,
+                          std::vector<Push>* pushes) const {
+    tensorflow::OpInputList batches, counts, indices;
+    TF_RETURN_IF_ERROR(context->input_list("batches", &batches));
+    TF_RETURN_IF_ERROR(context->input_list("push_counts", &counts));
+    TF_RETURN_IF_ERROR(context->input_list("indices", &indices));
+    for (int64_t t = 0; t < num_tables_; ++t) {
+      Tensor* workers = variables->tensor(FirstWorkerCounters() + t);
+      if (batches[t].NumElements() != 2 * indices[t].NumElements() ||
+          counts[t].NumElements() != kPushCounts || workers->dims() != 2 ||
+          workers->dim_size(1) != kWorkerCounters) {
+        return InvalidArgument("table '", table_names_[t], "': a push of ",
+                               indices[t].NumElements(), " rows has batches ",
+                               batches[t].shape().DebugString(), ", counts ",
+                               counts[t].shape().DebugString(), " and worker_counters ",
+                               workers->shape().DebugString());
+      }
+      const int64_t* one = counts[t].flat<int64_t>().data();
+      if (one[10] < 0 || one[10] >= workers->dim_size(0)) {
+        return InvalidArgument("table '", table_names_[t], "': a push of worker ", one[10],
+                               ", where there are ", workers->dim_size(0));
+      }
+      pushes->push_back({batches[t].flat<int32_t>().data(), indices[t].NumElements(), one,
+                         workers->flat<int64_t>().data() + one[10] * kWorkerCounters});
+    }
+    return absl::OkStatus();
+  }
+
+  // Adds what became of the pushed rows here to what the worker counted.
+  static RowCounts CountPush(const Push& push, const LiveRows::Found& found, int64_t t) {
+    RowCounts counts;
+    counts.num_lookups = push.counts[0];
+    counts.num_skipped_lookups = push.counts[1];
+    counts.num_deferred_lookups = push.counts[2];
+    counts.num_row_updates = push.counts[3];
+    counts.num_skipped_row_updates = push.counts[4] + found.counts[t].num_skipped_row_updates;
+    counts.num_deferred_row_updates = push.counts[5];
+    int64_t others = 0;
+    for (int64_t i = 0; i < push.num_ids; ++i) others += push.batches[2 * i + 1];
+    for (const auto* runs : {&found.runs, &found.deferred_runs}) {
+      for (const LiveRows::Run& run : *runs) {
+        if (run.table != t) continue;
+        for (int64_t i = 0; i < run.num_rows; ++i) {
+          const int32_t num_lookups = push.batches[2 * run.rows[i].first_lookup + 1];
+          others -= num_lookups;
+          if (runs != &found.deferred_runs || num_lookups == 0) continue;
+          counts.num_deferred_lookups += num_lookups;
+          ++counts.num_deferred_row_updates;
+        }
+      }
+    }
+    counts.num_skipped_lookups += others;
+    return counts;
+  }
+
   // In the order tables, slots, last_steps, changed_rows, counters, row_states, pool_ints,
-  // pool_floats, policy_states.
+  // pool_floats, policy_states, worker_counters.
   absl::Status AddVariables(OpKernelContext* context, TableVariables* variables) {
     TF_RETURN_IF_ERROR(
         variables->Add(context, "tables", tensorflow::DT_FLOAT, tensorflow::DT_BFLOAT16));
@@ -241,7 +358,8 @@ class ApplyRowsOp : public OpKernel {
     TF_RETURN_IF_ERROR(variables->Add(context, "row_states", tensorflow::DT_INT32));
     TF_RETURN_IF_ERROR(variables->Add(context, "pool_ints", tensorflow::DT_INT64));
     TF_RETURN_IF_ERROR(variables->Add(context, "pool_floats", tensorflow::DT_FLOAT));
-    return variables->Add(context, "policy_states", tensorflow::DT_DOUBLE);
+    TF_RETURN_IF_ERROR(variables->Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    return variables->Add(context, "worker_counters", tensorflow::DT_INT64);
   }
   int64_t FirstLastSteps() const { return num_tables_ + num_slots_; }
   int64_t FirstChangedRows() const {
@@ -249,6 +367,11 @@ class ApplyRowsOp : public OpKernel {
   }
   int64_t FirstCounters() const { return FirstChangedRows() + num_tables_; }
   int64_t FirstRowStates() const { return FirstCounters() + num_tables_; }
+  int64_t FirstWorkerCounters() const { return FirstRowStates() + 4 * policy_tables_.size(); }
+  int64_t* Counters(TableVariables* variables, int64_t t) const {
+    Tensor* counters = variables->tensor(FirstCounters() + t);
+    return counters->flat<int64_t>().data();
+  }
 
   // Checks the shapes of table t and of what goes with it.
   absl::Status ReadTable(TableVariables* variables, int64_t t, const double* hyperparameters,
@@ -318,7 +441,9 @@ class ApplyRowsOp : public OpKernel {
                            tensor.shape().DebugString());
   }
 
-  static constexpr int64_t kNumCounters = 8;
+  static constexpr int64_t kNumCounters = 9;
+  static constexpr int kClock = 8;  // in the counters: the last step of a push
+  bool has_pushes_ = false;
   const RuleInfo* rule_ = nullptr;
   int64_t num_tables_ = 0;
   int64_t num_slots_ = 0;

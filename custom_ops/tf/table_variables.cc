@@ -22,17 +22,23 @@ absl::Status TableVariables::Add(OpKernelContext* context, const char* input,
   tensorflow::OpInputList handles;
   TF_RETURN_IF_ERROR(context->input_list(input, &handles));
   for (int i = 0; i < handles.size(); ++i) {
-    const tensorflow::ResourceHandle& handle = handles[i].scalar<tensorflow::ResourceHandle>()();
-    tensorflow::core::RefCountPtr<Var> variable;
-    TF_RETURN_IF_ERROR(tensorflow::LookupResource(context, handle, &variable));
-    const tensorflow::DataType found = variable->tensor()->dtype();
-    if (found != dtype && (found != other || other == tensorflow::DT_INVALID)) {
-      return InvalidArgument(input, "[", i, "] (variable '", handle.name(), "'): expected ",
-                             tensorflow::DataTypeString(dtype), ", got ",
-                             tensorflow::DataTypeString(found));
-    }
-    variables_.push_back(std::move(variable));
+    TF_RETURN_IF_ERROR(
+        Add(context, handles[i].scalar<tensorflow::ResourceHandle>()(), dtype, other));
   }
+  return absl::OkStatus();
+}
+
+absl::Status TableVariables::Add(OpKernelContext* context, const tensorflow::ResourceHandle& handle,
+                                 tensorflow::DataType dtype, tensorflow::DataType other) {
+  tensorflow::core::RefCountPtr<Var> variable;
+  TF_RETURN_IF_ERROR(tensorflow::LookupResource(context, handle, &variable));
+  const tensorflow::DataType found = variable->tensor()->dtype();
+  if (found != dtype && (found != other || other == tensorflow::DT_INVALID)) {
+    return InvalidArgument("variable '", handle.name(), "': expected ",
+                           tensorflow::DataTypeString(dtype), ", got ",
+                           tensorflow::DataTypeString(found));
+  }
+  variables_.push_back(std::move(variable));
   return absl::OkStatus();
 }
 

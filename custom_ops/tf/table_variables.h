@@ -35,6 +35,11 @@ class TableVariables {
   absl::Status Add(tensorflow::OpKernelContext* context, const char* input,
                    tensorflow::DataType dtype, tensorflow::DataType other = tensorflow::DT_INVALID);
 
+  // Adds one variable.
+  absl::Status Add(tensorflow::OpKernelContext* context, const tensorflow::ResourceHandle& handle,
+                   tensorflow::DataType dtype,
+                   tensorflow::DataType other = tensorflow::DT_INVALID);
+
   // Locks all of them, in the order of their mutexes' addresses so that no two ops wait for each
   // other.
   void LockForReading();

@@ -191,7 +191,7 @@ def test_a_slot_of_another_size_is_refused(num_elements):
     [
         ("last_steps", tf.int32, 7, 6),
         ("changed_rows", tf.int32, 1, 0),
-        ("counters", tf.int64, 8, 7),
+        ("counters", tf.int64, 9, 8),
     ],
 )
 def test_a_variable_of_the_optimizer_of_another_size_is_refused(field, dtype, size, wrong_size):

@@ -221,7 +221,7 @@ def test_live_slices_tell_of_a_bad_gradient_at_once(gpu_kernels):
     "spoil, message",
     [
         (lambda state: {"changed_rows": tf.Variable(tf.zeros([1], tf.uint32))}, "should have 2"),
-        (lambda state: {"counters": tf.Variable(tf.zeros([3], tf.int64))}, "should have 8"),
+        (lambda state: {"counters": tf.Variable(tf.zeros([3], tf.int64))}, "should have 9"),
         (lambda state: {"last_steps": tf.Variable(tf.zeros([9], tf.uint32))}, "should have 50"),
         (lambda state: {"slots": (state.slots[0], tf.Variable([0.0]))}, "should have 200"),
         (lambda state: {"last_steps": tf.Variable(tf.zeros([50], tf.int32))}, "expected uint32"),

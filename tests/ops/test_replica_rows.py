@@ -127,7 +127,7 @@ def test_lookups_are_counted_as_told(native_or_fallback):
     counts = tf.constant([9, 1, 2], tf.int64)
     one = slices([1, 2], np.ones([2, DIM], np.float32))
     apply_rows(RULE, [state], [one], settings_of(), num_lookups=[counts])
-    np.testing.assert_array_equal(state.counters, [9, 1, 2, 2, 0, 0, 0, 0])
+    np.testing.assert_array_equal(state.counters, [9, 1, 2, 2, 0, 0, 0, 0, 0])
 
 
 def test_the_native_op_refuses_what_does_not_fit():

@@ -304,5 +304,5 @@ class PolicyTable:
             "pool_ints": pool_ints,
             "pool_floats": pool_floats,
             "policy_state": np.array(state, np.float64),
-            "counters": np.array([*self.counters.values(), 0, 0], np.int64),
+            "counters": np.array([*self.counters.values(), 0, 0, 0], np.int64),
         } | {f"slot {name}": slot.reshape(num_rows, -1) for name, slot in self.slots.items()}

@@ -42,7 +42,7 @@ def test_counters_go_on_beyond(on_stale, edge, native_or_fallback):
     stream = sure_stream("sgd", policy)
     product = Product(stream.values(), "sgd", policy)
     oracle = oracle_of(stream.values(), "sgd", policy)
-    product.state.counters.assign(np.full([8], edge - 5))
+    product.state.counters.assign([edge - 5] * len(oracle.counters) + [0] * 3)
     for batch in stream.steps():
         product.step(*batch)
         oracle.step(*batch)

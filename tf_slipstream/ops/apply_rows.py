@@ -28,7 +28,14 @@ class StepSettings:
 
 
 def apply_rows(
-    rule, states, slices, settings, grad_scales=None, weight_decays=None, num_lookups=None
+    rule,
+    states,
+    slices,
+    settings,
+    grad_scales=None,
+    weight_decays=None,
+    num_lookups=None,
+    pushes=None,
 ):
     """Updates the live rows that a step looked up.
 
@@ -45,6 +52,8 @@ def apply_rows(
             before the rule. None: 0.
         num_lookups: int64 `[3]`, one per table: how many lookups to count, in all, of skipped rows
             and of deferred rows. None: as many as there are indices.
+        pushes: On a parameter server, the `Push` of each table that its slices are of. The native
+            ops are then needed.
 
     Returns:
         What to wait for in a graph: a list of operations (tensors of any kind in eager execution).
@@ -80,6 +89,9 @@ def apply_rows(
         policies=tf.constant(_policies(rule, states), tf.float64),
         wake_all=settings.wake_all,
         num_lookups=num_lookups or [],
+        worker_counters=[state.worker_counters.handle for state in states] if pushes else [],
+        batches=[push.batches for push in pushes or ()],
+        push_counts=[push.counts for push in pushes or ()],
         rule=rule.name,
         weight_decays=weight_decays,
         clip_value=settings.clip_value,

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library
 from tf_slipstream.ops.staleness import kinds_of
-from tf_slipstream.ops.table_state import gather_int32
+from tf_slipstream.ops.table_state import NUM_COUNTERS, gather_int32
 
 # What the fallback finds in a table: distinct rows with their summed gradients, `tf.IndexedSlices`;
 # their row states int32 `[num_rows]` and whether they are deferred, None without a policy; int64
@@ -121,7 +121,7 @@ def _find(slices, state, step, woken_at):
         deferred = tf.boolean_mask(deferred, ~skipped)
     else:
         deferred = None
-    counts = tf.stack([*counts, zero, zero])
+    counts = tf.stack([*counts, *[zero] * (NUM_COUNTERS - len(counts))])
     return FoundRows(found, row_states, deferred, counts, tf.boolean_mask(ids, skipped))
 
 

@@ -4,8 +4,9 @@ import dataclasses
 
 import tensorflow as tf
 
-# Fields of a table's counters, in their order there; then NUM_REFUSED_STEPS, and the last
-# is the id of the publication that `changed_rows` counts from (`tf_slipstream.export`).
+# Fields of a table's counters, in their order there; then NUM_REFUSED_STEPS, the id of the
+# publication that `changed_rows` counts from (`tf_slipstream.export`), and the last step of a push
+# from a worker.
 COUNTERS = (
     "num_lookups",
     "num_skipped_lookups",
@@ -14,7 +15,8 @@ COUNTERS = (
     "num_skipped_row_updates",
     "num_deferred_row_updates",
 )
-NUM_COUNTERS = 8
+NUM_COUNTERS = 9
+NUM_WORKER_COUNTERS = 5
 # The field that counts the steps that a GPU refused for an id or a gradient in this table.
 NUM_REFUSED_STEPS = 6
 
@@ -44,6 +46,8 @@ class TableState:
         policy_state: float64 `[8]`.
         local_held: float32 `[capacity, dim]`, gradients of sleeping rows that one of several
             replicas holds, and which the pool does not; None where the pool holds all.
+        worker_counters: int64 `[num_workers, NUM_WORKER_COUNTERS]`, as `Slipstream>ApplyRows` has
+            it; None but on a parameter server.
     """
 
     name: str
@@ -59,6 +63,7 @@ class TableState:
     pool_floats: tf.Variable | None = None
     policy_state: tf.Variable | None = None
     local_held: tf.Variable | None = None
+    worker_counters: tf.Variable | None = None
 
     @property
     def num_rows(self):

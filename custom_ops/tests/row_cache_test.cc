@@ -1,0 +1,87 @@
+// RowCache under sanitizers: random steps, in which nothing of what is pushed is lost.
+#include "../kernels/row_cache.h"
+
+#include <algorithm>
+#include <random>
+
+#include "test_support.h"
+
+namespace slipstream {
+namespace {
+
+constexpr int64_t kRows = 200, kBatch = 64, kDim = 5, kSteps = 300;
+
+// Takes what the cache gives out, in blocks of exactly their size.
+void Receive(RowCache* cache, const Shards& shards, std::vector<float>* sums,
+             std::vector<int64_t>* batches) {
+  for (int s = 0; s < shards.num(); ++s) {
+    const int64_t num = cache->num_pushed(s);
+    std::vector<int32_t> ids(num), counts(2 * num);
+    std::vector<float> grads(num * kDim);
+    cache->CopyPushed(s, ids.data(), grads.data(), counts.data());
+    for (int64_t i = 0; i < num; ++i) {
+      const int64_t id = ids[i] + shards.starts[s];
+      (*batches)[id] += counts[2 * i];
+      for (int64_t d = 0; d < kDim; ++d) (*sums)[id * kDim + d] += grads[i * kDim + d];
+    }
+  }
+  cache->Finish();
+}
+
+void TestCapacity(int64_t capacity) {
+  const Shards shards{{0, 70, 70, kRows}};
+  RowCache cache(shards, kDim, capacity);
+  std::mt19937 random(7);
+  std::vector<float> expected(kRows * kDim), sums(kRows * kDim);
+  std::vector<int64_t> num_batches(kRows), sent_batches(kRows);
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    std::vector<int64_t> lookups(step % 17 == 0 ? 0 : kBatch);
+    for (int64_t& id : lookups) id = std::min(random() % kRows, random() % kRows);
+    std::vector<int32_t> inverse(lookups.size());
+    RowCache::Distinct distinct;
+    const BadRow bad =
+        cache.Find(lookups.data(), lookups.size(), step, 20, inverse.data(), &distinct);
+    CHECK(bad.position == -1);
+    for (size_t i = 0; i < lookups.size(); ++i) {
+      CHECK(distinct.ids[inverse[i]] == lookups[i]);
+    }
+    std::vector<float> cached(distinct.num_cached * kDim);
+    cache.CopyCached(distinct.ids.data(), distinct.num_cached, cached.data());
+    int64_t next = distinct.num_cached;
+    for (int s = 0; s < shards.num(); ++s) {
+      const int64_t num = distinct.num_pulled[s];
+      std::vector<int64_t> ids(distinct.ids.begin() + next, distinct.ids.begin() + next + num);
+      std::vector<float> rows(num * kDim, static_cast<float>(step));
+      std::vector<int32_t> sleeps(num);
+      for (int32_t& sleep : sleeps) sleep = random() % 3 == 0 ? 0 : random() % 30;
+      cache.Store(ids.data(), rows.data(), sleeps.data(), num, step);
+      next += num;
+    }
+    CHECK(cache.num_entries() <= capacity);
+    const int64_t num = distinct.ids.size();
+    std::vector<float> grads(num * kDim);
+    for (int64_t i = 0; i < num; ++i) {
+      ++num_batches[distinct.ids[i]];
+      for (int64_t d = 0; d < kDim; ++d) {
+        grads[i * kDim + d] = static_cast<float>(random() % 9) - 4;
+        expected[distinct.ids[i] * kDim + d] += grads[i * kDim + d];
+      }
+    }
+    cache.Push(distinct.ids.data(), grads.data(), distinct.num_lookups.data(), num, step, 0, false);
+    Receive(&cache, shards, &sums, &sent_batches);
+  }
+  cache.Push(nullptr, nullptr, nullptr, 0, kSteps + 1, 0, true);
+  Receive(&cache, shards, &sums, &sent_batches);
+  CHECK(sums == expected);
+  CHECK(sent_batches == num_batches);
+  CHECK(cache.num_entries() == 0);
+  for (int s = 0; s < shards.num(); ++s) CHECK(cache.num_held(s) == 0);
+}
+
+}  // namespace
+
+void TestRowCache() {
+  for (const int64_t capacity : {0, 1, 10, 60, 1000}) TestCapacity(capacity);
+}
+
+}  // namespace slipstream

@@ -1,0 +1,137 @@
+// PullRows: rows of a table on a parameter server, and for how long they sleep.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernel_context.h"
+#include "table_variables.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace slipstream {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+REGISTER_OP("Slipstream>PullRows")
+    .Input("table: resource")
+    .Input("row_states: num_policies * resource")
+    .Input("pool_ints: num_policies * resource")
+    .Input("pool_floats: num_policies * resource")
+    .Input("policy_states: num_policies * resource")
+    .Input("ids: int32")
+    .Input("step: int64")
+    .Output("rows: float")
+    .Output("sleeps: int32")
+    .Attr("num_policies: int >= 0")
+    .Attr("refresh_every: int >= 0")
+    .Attr("num_rows: int >= 1")
+    .Attr("dim: int >= 1")
+    .Attr("table_name: string")
+    .SetIsStateful()
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
+      int dim;
+      TF_RETURN_IF_ERROR(c->GetAttr("dim", &dim));
+      c->set_output(0, c->Matrix(c->UnknownDim(), dim));
+      c->set_output(1, c->Vector(c->UnknownDim()));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Rows of a table, and for how many steps from this one each sleeps: it does not change before.
+
+num_policies: 1 where the table has a policy, else 0.
+refresh_every: The policy's.
+num_rows, dim: The table's shape.
+ids: [num] in [0, num_rows).
+step: The number of this step.
+rows: [num, dim].
+sleeps: [num]; 0: live; negative: as many steps, and gradients are skipped. Empty without a policy.
+)doc");
+
+class PullRowsOp : public OpKernel {
+ public:
+  explicit PullRowsOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies_));
+    OP_REQUIRES_OK(context, context->GetAttr("refresh_every", &refresh_every_));
+    OP_REQUIRES_OK(context, context->GetAttr("table_name", &table_name_));
+    OP_REQUIRES(context, num_policies_ <= 1,
+                InvalidArgument("a table has at most one policy, got ", num_policies_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    TableVariables variables;
+    OP_REQUIRES_OK(context, variables.Add(context, tensorflow::HandleFromInput(context, 0),
+                                          tensorflow::DT_FLOAT));
+    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_INT32));
+    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
+    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
+    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    variables.LockForReading();
+    const Tensor& table = *variables.tensor(0);
+    const Tensor *ids_tensor, *step_tensor;
+    OP_REQUIRES_OK(context, context->input("ids", &ids_tensor));
+    OP_REQUIRES_OK(context, context->input("step", &step_tensor));
+    OP_REQUIRES(
+        context, table.dims() == 2 && ids_tensor->dims() == 1 && step_tensor->NumElements() == 1,
+        InvalidArgument("table '", table_name_, "': expected a table [num_rows, dim], ids [num] ",
+                        "and a scalar step, got ", table.shape().DebugString(), ", ",
+                        ids_tensor->shape().DebugString(), " and ",
+                        step_tensor->shape().DebugString()));
+    const int64_t num_rows = table.dim_size(0), dim = table.dim_size(1);
+    const int64_t num = ids_tensor->NumElements(), step = step_tensor->flat<int64_t>()(0);
+    const int32_t* ids = ids_tensor->flat<int32_t>().data();
+    Tensor *rows, *sleeps;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({num, dim}), &rows));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(1, TensorShape({num_policies_ * num}), &sleeps));
+    for (int64_t i = 0; i < num; ++i) {
+      OP_REQUIRES(context, 0 <= ids[i] && ids[i] < num_rows,
+                  InvalidArgument("table '", table_name_, "': id ", ids[i], " at position ", i,
+                                  " is not in [0, ", num_rows, ")"));
+    }
+    const float* from = table.flat<float>().data();
+    float* to = rows->flat<float>().data();
+    for (int64_t i = 0; i < num; ++i) {
+      if (i + kPrefetchRows < num) __builtin_prefetch(from + ids[i + kPrefetchRows] * dim);
+      std::memcpy(to + i * dim, from + ids[i] * dim, dim * sizeof(float));
+    }
+    if (num_policies_ == 0) return;
+    const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
+    Staleness staleness{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
+    OP_REQUIRES_OK(context, variables.ReadStaleness({1, 2, 3, 4}, no_policy.data(), num_rows, dim,
+                                                    &staleness));
+    for (int64_t i = 0; i < num; ++i) {
+      sleeps->flat<int32_t>()(i) = SleepOf(staleness, staleness.row_states[ids[i]], step);
+    }
+  }
+
+ private:
+  int32_t SleepOf(const Staleness& staleness, int32_t row_state, int64_t step) const {
+    const int64_t index = -1 - static_cast<int64_t>(row_state);
+    if (row_state >= 0 || index >= staleness.state->num_entries) return 0;
+    const PoolEntry& entry = staleness.entries[index];
+    const RowKind kind = KindOf(entry, step, static_cast<int64_t>(staleness.state->woken_at));
+    if (kind == RowKind::kLive) return 0;
+    int64_t wake_step = entry.wake_step;
+    // In a refresh every row is live.
+    if (refresh_every_ > 0) {
+      if (step % refresh_every_ == 0) return 0;
+      wake_step = std::min(wake_step, (step / refresh_every_ + 1) * refresh_every_);
+    }
+    const int32_t sleep = static_cast<int32_t>(std::min<int64_t>(wake_step - step, 1 << 30));
+    return kind == RowKind::kSkipped ? -sleep : sleep;
+  }
+
+  int num_policies_ = 0;
+  int64_t refresh_every_ = 0;
+  std::string table_name_;
+};
+
+REGISTER_KERNEL_BUILDER(Name("Slipstream>PullRows").Device(tensorflow::DEVICE_CPU), PullRowsOp);
+
+}  // namespace slipstream

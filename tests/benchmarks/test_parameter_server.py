@@ -1,0 +1,29 @@
+"""The benchmark of parameter servers, at a size that takes seconds."""
+
+import json
+
+import pytest
+
+from tests.benchmarks import programs
+
+
+def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
+    options = {"rows": 3000, "dim": 32, "batch": 128, "fields": 8, "warmup": 40, "steps": 12}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments, "--rounds", 2)
+    ratios = json.loads(printed.splitlines()[-1])
+    names = {f"ps_{what}_ratio{stale}" for what in ("bytes", "step") for stale in ("", "_stale")}
+    assert set(ratios) == names | {f"{name}_legacy" for name in names}
+    # Few distinct rows: bytes follow, whatever messages cost.
+    assert ratios["ps_bytes_ratio"] > 1.1 and ratios["ps_bytes_ratio_stale"] > 1.1
+    for subject in ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_stale"):
+        assert f" {subject} " in printed
+
+
+@pytest.mark.parametrize("subject, rows", [("tf_keras", 100 + 40), ("tf_keras_legacy", 200)])
+def test_the_model_of_stock_counts_each_lookup_and_what_is_sent_back(subject, rows):
+    from distribution import parameter_server
+
+    args = parameter_server.arguments(["--batch", "10", "--fields", "10", "--dim", "2"])
+    found = {"subject": subject, "distinct_rows": 40}
+    assert parameter_server.predicted_bytes(args, found) == rows * (8 + 8)

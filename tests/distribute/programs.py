@@ -1,0 +1,286 @@
+"""What the coordinators of the tests do: `programs.py NAME JSON`, which prints a JSON object."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+import tf_slipstream as slipstream
+from tf_slipstream import _keras
+
+keras = _keras.keras
+NUM_ROWS = 1000
+# Many rows sleep soon.
+SLEEPY = {"min_updates": 2, "window": 2, "updates_per_sleep": 1, "threshold": 1e9, "max_sleep": 8}
+
+
+def connect(partitioned=False):
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    partitioner = None
+    if partitioned:
+        partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(2)
+    return tf.distribute.ParameterServerStrategy(resolver, variable_partitioner=partitioner)
+
+
+def policy_of(settings):
+    changes = settings.get("policy")
+    return None if changes is None else slipstream.StalenessPolicy(**changes)
+
+
+def optimizer_of(inner, settings):
+    optimizer = slipstream.SlipstreamOptimizer(inner, policy=policy_of(settings))
+    if "cache" in settings:
+        optimizer.worker_cache = slipstream.distribute.WorkerCache(**settings["cache"])
+    return optimizer
+
+
+def layer_of(settings, num_rows=NUM_ROWS, **more):
+    return slipstream.SlipstreamEmbedding(num_rows, settings.get("dim", 4), name="item", **more)
+
+
+def table_of(layer):
+    return np.concatenate([shard.numpy() for shard in layer._shards])
+
+
+def stats_of(optimizer):
+    stats = {name: vars(one) for name, one in optimizer.skip_stats().items()}
+    caches = optimizer.cache_stats()
+    return {
+        name: {**one, **vars(caches[name]), "hit_rate": caches[name].hit_rate}
+        for name, one in stats.items()
+    }
+
+
+def gradient_step(strategy, layer, optimizer):
+    """Returns what adds 1 to an element of a row, under SGD with rate 1, for each lookup of it."""
+
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_sum(layer(ids))
+        tables = [*layer._shards]
+        optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
+
+    return tf.function(
+        lambda ids: strategy.run(step, args=(ids,)),
+        input_signature=[tf.TensorSpec([None], tf.int64)],
+    )
+
+
+def sums(settings):
+    """Steps with whole gradients of rows that all workers look up, for some seconds."""
+    strategy = connect(settings.get("partitioned"))
+    with strategy.scope():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    step = gradient_step(strategy, layer, optimizer)
+    rng = np.random.default_rng(0)
+    counts, num_steps = np.zeros(NUM_ROWS, np.int64), 0
+    end = time.monotonic() + settings["seconds"]
+    while num_steps < settings.get("least_steps", 100) or time.monotonic() < end:
+        ids = rng.zipf(1.2, 200) % NUM_ROWS
+        np.add.at(counts, ids, 1)
+        coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+        num_steps += 1
+        if num_steps == 60:
+            print("running", flush=True)
+    coordinator.join()
+    before = stats_of(optimizer)["item"]
+    optimizer.wake_all()
+    table = table_of(layer)
+    return {
+        "steps": num_steps,
+        "iterations": int(optimizer.iterations.numpy()),
+        "num_wrong": int(np.sum(table != counts[:, None])),
+        "missing": float(counts.sum() - table.sum() / table.shape[1]),
+        "lookups": int(counts.sum()),
+        "before": before,
+        "after": stats_of(optimizer)["item"],
+        "devices": [shard.device for shard in layer._shards],
+    }
+
+
+def large_table(settings):
+    """A table that Keras 3 divides."""
+    strategy = connect()
+    num_rows = 120_000
+    with strategy.scope():
+        layer = slipstream.SlipstreamEmbedding(
+            num_rows,
+            8,
+            name="item",
+            embeddings_initializer=keras.initializers.RandomUniform(-1.0, 1.0, seed=3),
+        )
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    before = table_of(layer)
+    first, second = np.split(before, 2)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    step = gradient_step(strategy, layer, optimizer)
+    ids = np.array([0, 59_999, 60_000, num_rows - 1, 60_000])
+    coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+    coordinator.join()
+    np.add.at(before, ids, np.float32(1))
+    looked_up = layer(tf.constant(ids)).numpy()  # on the coordinator, with stock ops
+    return {
+        "shapes": [list(shard.shape) for shard in layer._shards],
+        "devices": [shard.device for shard in layer._shards],
+        "num_equal_rows": int(np.sum(np.all(first == second, axis=1))),
+        "num_wrong": int(np.sum(before != table_of(layer))) + int(np.sum(looked_up != before[ids])),
+        "saves_whole_table": saves_whole_table(layer, before),
+    }
+
+
+def saves_whole_table(layer, table):
+    store = {}
+    layer.save_own_variables(store)
+    for shard in layer._shards:
+        shard.assign(tf.zeros_like(shard))
+    layer.load_own_variables(store)
+    return np.array_equal(store["0"], table) and np.array_equal(table_of(layer), table)
+
+
+def click_model(settings, rows=NUM_ROWS):
+    inputs = keras.Input((3,), dtype="int64")
+    layer = layer_of(settings, rows)
+    x = keras.layers.Flatten()(layer(inputs))
+    x = keras.layers.Dense(8, activation="relu")(x)
+    return keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(x)), layer
+
+
+def clicks(num=4096, rows=NUM_ROWS, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = rng.zipf(1.2, (num, 3)) % rows
+    return ids, (np.sin(ids).sum(axis=1) > 0).astype(np.float32)
+
+
+def dataset(context=None):
+    return tf.data.Dataset.from_tensor_slices(clicks()).shuffle(4096).batch(64, True).repeat()
+
+
+def fit(settings):
+    """`fit`: tf_keras's own or the trainer's, with metrics, callbacks, epochs and validation."""
+    strategy = connect(settings.get("partitioned"))
+    num_batches = []
+
+    class Telling(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            print(f"epoch {epoch} done {int(self.model.optimizer.iterations.numpy())}", flush=True)
+
+    class Counting(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            num_batches.append(batch)
+
+    with strategy.scope():
+        model, layer = click_model(settings)
+        optimizer = optimizer_of(getattr(keras.optimizers, settings["rule"])(0.05), settings)
+        model.compile(
+            optimizer, "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(name="auc")]
+        )
+        if settings.get("build", True):
+            optimizer.build(model.trainable_variables)
+    arguments = {
+        "epochs": settings.get("epochs", 2),
+        "steps_per_epoch": settings.get("steps", 50),
+        # tf_keras takes no callbacks of batches on parameter servers.
+        "callbacks": [Telling(), *([Counting()] if _keras.IS_KERAS_3 else [])],
+        "validation_data": dataset(),
+        "validation_steps": 10,
+        "verbose": settings.get("verbose", 2),
+    }
+    if settings.get("no_validation"):
+        del arguments["validation_data"], arguments["validation_steps"]
+    if _keras.IS_KERAS_3:
+        trainer = slipstream.distribute.ParameterServerTrainer(
+            model, strategy, settings.get("folder"), settings.get("every")
+        )
+        history = trainer.fit(dataset, **arguments)
+    else:
+        history = model.fit(tf.keras.utils.experimental.DatasetCreator(dataset), **arguments)
+    if "export" in settings:
+        if settings.get("partitioned"):
+            # `model.export` of tf_keras does not track partitioned variables.
+            serve = tf.function(lambda ids: {"clicks": model(ids)})
+            signature = serve.get_concrete_function(tf.TensorSpec([None, 3], tf.int64))
+            tf.saved_model.save(model, settings["export"], signature)
+        else:
+            model.export(settings["export"])
+        ids = clicks(50)[0]
+        np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
+    return {
+        "history": {name: list(map(float, values)) for name, values in history.history.items()},
+        "iterations": int(optimizer.iterations.numpy()),
+        "num_batches": len(num_batches),
+        "stats": stats_of(optimizer)["item"],
+        "pulled_by": [
+            int(n) for n in sum(s.worker_counters for s in optimizer.tables.values()).numpy()[:, 0]
+        ],
+        "devices": [shard.device for shard in layer._shards],
+        "shapes": [list(shard.shape) for shard in layer._shards],
+    }
+
+
+def train_alone(settings):
+    """Trains the same on this machine and on a cluster, which a test gives one worker."""
+    batches = [clicks(64, seed=seed) for seed in range(settings["steps"])]
+    initial = np.random.default_rng(1).normal(size=(NUM_ROWS, 4)).astype(np.float32)
+
+    def build():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        layer.build()
+        optimizer = optimizer_of(getattr(keras.optimizers, settings["rule"])(0.05), settings)
+        optimizer.build(layer.trainable_variables)
+        return layer, optimizer
+
+    def step(layer, optimizer, ids, labels):
+        with tf.GradientTape() as tape:
+            logits = tf.reduce_sum(layer(ids), axis=[1, 2])
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        tables = [_keras.tf_variable(v) for v in layer.trainable_variables]
+        optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
+
+    alone, optimizer_alone = build()
+    _keras.tf_variable(alone.trainable_variables[0]).assign(initial)
+    on_machine = tf.function(lambda ids, labels: step(alone, optimizer_alone, ids, labels))
+    for ids, labels in batches:
+        on_machine(tf.constant(ids), tf.constant(labels))
+    # To connect to a cluster is to lose what was here before.
+    stats_alone = vars(optimizer_alone.skip_stats()["item"])
+    optimizer_alone.wake_all()
+    table_alone = _keras.tf_variable(alone.trainable_variables[0]).numpy()
+
+    strategy = connect(settings.get("partitioned"))
+    with strategy.scope():
+        layer, optimizer = build()
+        start = 0
+        for shard in layer._shards:
+            shard.assign(initial[start : start + shard.shape[0]])
+            start += shard.shape[0]
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    on_worker = tf.function(
+        lambda ids, labels: strategy.run(
+            lambda ids, labels: step(layer, optimizer, ids, labels), args=(ids, labels)
+        )
+    )
+    for ids, labels in batches:
+        coordinator.schedule(on_worker, args=(tf.constant(ids), tf.constant(labels)))
+        coordinator.join()
+    before = stats_of(optimizer)["item"]
+    optimizer.wake_all()
+    difference = np.abs(table_of(layer) - table_alone)
+    return {
+        "stats": before,
+        "stats_alone": stats_alone,
+        "largest_difference": float(difference.max()),
+    }
+
+
+if __name__ == "__main__":
+    result = globals()[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(result))

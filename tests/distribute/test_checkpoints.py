@@ -1,0 +1,59 @@
+"""A checkpoint cut off half-way."""
+
+import time
+
+import tensorflow as tf
+
+from tf_slipstream.distribute.checkpoints import StepCheckpoints
+
+_SAVES = """
+import sys
+import tensorflow as tf
+from tf_slipstream.distribute.checkpoints import StepCheckpoints
+
+checkpoints = StepCheckpoints(sys.argv[1], [tf.Variable(tf.fill([1 << 24], 1.0))])
+checkpoints.save(1)
+while True:
+    checkpoints.save(int(checkpoints._step) + 1)
+"""
+
+
+def test_one_that_is_cut_off_replaces_no_good_one(forks, tmp_path):
+    program = tmp_path / "saves.py"
+    program.write_text(_SAVES)
+    folder = tmp_path / "checkpoints"
+    process = forks.start([program, folder], tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline and process.poll() is None, (
+            tmp_path / "log"
+        ).read_text()
+        # Once there is a good one, and the next is being written.
+        latest = tf.train.latest_checkpoint(folder) if folder.exists() else None
+        unfinished = list(folder.glob("*_temp*")) + list(folder.glob("*.tempstate*"))
+        if latest is not None and unfinished:
+            break
+    process.kill()
+    table = tf.Variable(tf.zeros([1 << 24]))
+    step = StepCheckpoints(folder, [table]).restore()
+    assert step >= 1
+    assert bool(tf.reduce_all(table == 1.0))
+
+
+def test_the_last_ones_are_kept_and_a_step_is_saved_once(tmp_path):
+    table = tf.Variable([1.0, 2.0])
+    checkpoints = StepCheckpoints(tmp_path, [table], num_kept=2)
+    for step in (10, 20, 20, 30):
+        table.assign([step, step])
+        checkpoints.save(step)
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-20.index",
+        "ckpt-30.index",
+    ]
+    restored = tf.Variable([0.0, 0.0])
+    assert StepCheckpoints(tmp_path, [restored]).restore() == 30
+    assert restored.numpy().tolist() == [30, 30]
+
+
+def test_without_any_nothing_is_restored(tmp_path):
+    assert StepCheckpoints(tmp_path, [tf.Variable(1.0)]).restore() == 0

@@ -1,0 +1,138 @@
+"""Training on two workers and two parameter servers, all real processes."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.distribute import clusters, programs
+from tf_slipstream import _keras
+
+PROGRAMS = pathlib.Path(programs.__file__)
+# A minute is the long form.
+SECONDS = float(os.environ.get("SLIPSTREAM_SUM_SECONDS", 2))
+
+
+def run(cluster, name, **settings):
+    return cluster.run(PROGRAMS, name, json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "policy, cache",
+    [(None, {}), (programs.SLEEPY, {}), (programs.SLEEPY, {"num_bytes": 0})],
+    ids=["no policy", "held by workers", "held by servers"],
+)
+def test_no_update_is_lost_where_workers_write_the_same_rows(cluster, policy, cache):
+    result = run(cluster, "sums", seconds=SECONDS, policy=policy, cache=cache)
+    assert result["num_wrong"] == 0, result
+    assert result["missing"] == 0
+    assert result["iterations"] == result["steps"]
+    stats = result["after"]
+    assert stats["num_lookups"] == result["lookups"]
+    assert stats["num_held_batches"] == stats["num_lost_batches"] == 0
+    held = result["before"]["num_held_batches"]
+    if policy is None:
+        assert stats["num_deferred_lookups"] == held == stats["num_cached_rows"] == 0
+    else:
+        assert stats["num_deferred_lookups"] > result["lookups"] / 4
+        # What a worker has nowhere to keep, it does not hold.
+        assert (held > 0) == (stats["num_cached_rows"] > 0) == (cache == {})
+
+
+def test_with_an_age_of_0_every_row_is_pulled_and_gradients_are_still_held(cluster):
+    cache = {"max_age": 0}
+    result = run(cluster, "sums", seconds=0, policy=programs.SLEEPY, cache=cache)
+    assert result["num_wrong"] == 0
+    assert result["before"]["num_held_batches"] > 0
+    assert result["after"]["num_cached_rows"] == 0
+    # The step looks each batch up once.
+    assert result["after"]["num_pulled_rows"] == result["after"]["num_row_updates"]
+
+
+def test_skipped_rows_are_neither_held_nor_sent(cluster):
+    policy = {**programs.SLEEPY, "on_stale": "skip", "probe": 2}
+    stats = run(cluster, "sums", seconds=0, policy=policy)["after"]
+    assert stats["num_skipped_lookups"] > 0
+    assert stats["num_deferred_lookups"] == stats["num_held_batches"] == 0
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_fit_trains_counts_and_holds(cluster, partitioned):
+    if partitioned and _keras.IS_KERAS_3:
+        pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
+    result = run(cluster, "fit", rule="Adagrad", policy=programs.SLEEPY, partitioned=partitioned)
+    history = result["history"]
+    assert result["iterations"] == 100
+    if _keras.IS_KERAS_3:
+        assert result["num_batches"] == 100
+    assert set(history) == {f"{v}{m}" for v in ("", "val_") for m in ("loss", "accuracy", "auc")}
+    assert history["val_auc"][1] > 0.75, history
+    assert history["loss"][1] < history["loss"][0]
+    stats = result["stats"]
+    assert stats["num_lookups"] == 100 * 64 * 3
+    assert stats["num_deferred_lookups"] > 0 and stats["num_cached_rows"] > 0
+    assert stats["num_held_batches"] == stats["num_stale_rows"] == 0  # the end of fit
+    assert result["shapes"] == ([[500, 4]] * 2 if partitioned else [[1000, 4]])
+    assert len(set(result["devices"])) == len(result["devices"])
+    assert all("/job:ps/" in device for device in result["devices"])
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path, partitioned):
+    if partitioned and _keras.IS_KERAS_3:
+        pytest.skip("Keras 3 knows no partitioned variables")
+    folder = str(tmp_path / "model")
+    settings = {"policy": programs.SLEEPY, "epochs": 1, "export": folder}
+    run(cluster, "fit", rule="Adam", partitioned=partitioned, **settings)
+    expected = np.load(folder + ".npz")
+    loaded = tf.saved_model.load(folder)
+    if partitioned:
+        clicks = loaded.signatures["serving_default"](tf.constant(expected["ids"]))["clicks"]
+    else:
+        clicks = loaded.serve(expected["ids"])
+    np.testing.assert_allclose(clicks, expected["clicks"], rtol=1e-6)
+    assert b"Slipstream" not in pathlib.Path(folder, "saved_model.pb").read_bytes()
+
+
+def test_fit_without_built_optimizer_trains_all_the_same(cluster):
+    result = run(cluster, "fit", rule="Adam", policy=programs.SLEEPY, build=False)
+    assert result["iterations"] == 100
+    assert result["stats"]["num_lookups"] > 0
+    assert result["history"]["loss"][1] < result["history"]["loss"][0]
+
+
+def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
+    if not _keras.IS_KERAS_3:
+        pytest.skip("tf_keras has the strategy's partitioner")
+    result = run(cluster, "large_table")
+    assert result["shapes"] == [[60000, 8]] * 2
+    assert sorted(device.split("/")[3] for device in result["devices"]) == ["task:0", "task:1"]
+    assert result["num_equal_rows"] == 0
+    assert result["num_wrong"] == 0
+    assert result["saves_whole_table"]
+
+
+@pytest.mark.parametrize("rule", ["SGD", "Adam"])
+def test_one_worker_trains_as_one_machine_does(forks, tmp_path, rule):
+    with clusters.Cluster(forks, tmp_path, num_workers=1) as cluster:
+        policy = {**programs.SLEEPY, "threshold": 3.0, "refresh_every": 0}
+        result = run(cluster, "train_alone", steps=60, rule=rule, policy=policy)
+    stats, alone = result["stats"], result["stats_alone"]
+    assert {name: stats[name] for name in alone} == alone
+    assert stats["num_deferred_row_updates"] > 0 and stats["num_cached_rows"] > 0
+    assert result["largest_difference"] == 0
+
+
+def test_a_server_without_the_ops_is_named_with_what_to_start(forks, tmp_path):
+    program = PROGRAMS.parent / "plain_server.py"
+    with clusters.Cluster(forks, tmp_path, 1, 1, program=str(program)) as cluster:
+        coordinator = clusters.Coordinator(cluster, PROGRAMS, "sums", json.dumps({"seconds": 0}))
+        try:
+            assert coordinator.process.wait(60) == 1
+        finally:
+            coordinator.close()
+    assert "python -m tf_slipstream.server" in coordinator.log()
+    assert "worker:0" in coordinator.log() or "ps:0" in coordinator.log()

@@ -1,0 +1,70 @@
+"""What can be said of parameter servers without any."""
+
+import types
+
+import pytest
+import tensorflow as tf
+
+import tf_slipstream as slipstream
+from tf_slipstream import _keras
+from tf_slipstream.distribute import CacheStats, ParameterServerTrainer, WorkerCache
+from tf_slipstream.distribute.parameter_server import server_tables
+from tf_slipstream.skip_stats import SkipStats, sum_stats
+
+
+@pytest.mark.parametrize("wrong", [{"num_bytes": -1}, {"max_age": -1}, {"max_age": 0.5}])
+def test_a_bound_that_makes_no_sense_is_named(wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be an integer >= 0"):
+        WorkerCache(**wrong)
+
+
+def shard(num_rows, dim, policy=None):
+    table = tf.zeros([num_rows, dim])
+    return types.SimpleNamespace(num_rows=num_rows, table=table, policy=policy)
+
+
+def test_tables_share_a_workers_memory_and_want_no_more_than_may_sleep():
+    policy = slipstream.StalenessPolicy()
+    groups = {
+        "a": [shard(6000, 8, policy), shard(6000, 8, policy)],
+        "b": [shard(100, 56, policy)],
+        "c": [shard(100, 8)],
+    }
+
+    def capacities(num_bytes):
+        tables = server_tables(groups, WorkerCache(num_bytes=num_bytes), 0.0)
+        return [table.cache.capacity for table in tables]
+
+    assert capacities(1 << 30) == [2 * 4096, 100, 0]
+    # A row of "a" takes 160 bytes, one of "b" 544.
+    wanted = 8192 * 160 + 100 * 544
+    assert capacities(wanted // 2) == [4096, 50, 0]
+    assert capacities(0) == [0, 0, 0]
+
+
+def test_a_tables_shards_follow_each_other():
+    groups = {"a": [shard(5, 8), shard(4, 8)], "b": [shard(5, 8)]}
+    a, b = server_tables(groups, WorkerCache(), 0.5)
+    assert a.cache.row_starts == (0, 5, 9) and b.cache.row_starts == (0, 5)
+    assert a.cache.name != b.cache.name and a.cache.clip_value == 0.5
+
+
+def test_statistics_of_shards_add_up_but_for_their_threshold():
+    one = SkipStats(10, 1, 2, 8, 1, 2, 3, 100, 2.0)
+    assert sum_stats([one, one]) == SkipStats(20, 2, 4, 16, 2, 4, 6, 200, 2.0)
+
+
+def test_the_hit_rate_is_of_distinct_rows():
+    assert CacheStats(75, 25, 0, 0).hit_rate == 0.25
+    assert CacheStats(0, 0, 0, 0).hit_rate == 0
+
+
+def test_the_trainer_is_for_keras_3_and_parameter_servers():
+    with pytest.raises(ValueError, match="ParameterServerStrategy" if _keras.IS_KERAS_3 else "fit"):
+        ParameterServerTrainer(None, tf.distribute.get_strategy())
+
+
+def test_without_servers_there_is_nothing_cached_to_count():
+    optimizer = slipstream.SlipstreamOptimizer(_keras.keras.optimizers.SGD(0.1))
+    assert optimizer.cache_stats() == {}
+    optimizer.flush_workers()

@@ -1,0 +1,254 @@
+"""A worker's cache of rows that sleep, against what must come out, and a plain model of it."""
+
+import dataclasses
+import itertools
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from tf_slipstream.ops.row_cache import RowCache, native_ops, push_rows
+
+NUM_ROWS, DIM = 12, 3
+_names = (f"test{i}" for i in itertools.count())
+
+
+def cache_of(**changes):
+    settings = {
+        "name": next(_names),
+        "session": "one",
+        "table_name": "user",
+        "row_starts": (0, 5, NUM_ROWS),
+        "dim": DIM,
+        "capacity": 8,
+        "max_age": 100,
+        "clip_value": 0.0,
+    }
+    return RowCache(**{**settings, **changes})
+
+
+def find(cache, ids, step):
+    """Returns `inverse`, `ids`, `num_lookups`, `cached` and the shards' `pulls`."""
+    found = native_ops().slipstream_row_cache_find(
+        tf.constant(ids, tf.int64),
+        step,
+        num_shards=len(cache.row_starts) - 1,
+        max_age=cache.max_age,
+        table_name=cache.table_name,
+        **cache._attributes(),
+    )
+    pulls = [pull.numpy().tolist() for pull in found.pulls]
+    return (*(one.numpy() for one in found[:4]), pulls)
+
+
+def look_up(cache, table, sleeps, ids, step):
+    """Returns the rows `[num_lookups, dim]` that a step reads, distinct ids and their lookups."""
+    inverse, distinct, num_lookups, cached, pulls = find(cache, ids, step)
+    starts = cache.row_starts
+    pulled = [table[np.array(p, int) + start] for p, start in zip(pulls, starts)]
+    asleep = [sleeps[np.array(p, int) + start] for p, start in zip(pulls, starts)]
+    native_ops().slipstream_row_cache_store(
+        distinct,
+        [tf.constant(rows.reshape(-1, DIM), tf.float32) for rows in pulled],
+        [tf.constant(one, tf.int32) for one in asleep],
+        step,
+        **cache._attributes(),
+    )
+    rows = np.concatenate([cached, *pulled])
+    return rows[inverse], distinct, num_lookups
+
+
+def push(cache, ids, grads, step, num_lookups=None, flush=False):
+    """Returns dict from id to (gradient, batches, lookups), and the sum of the shards' counts."""
+    num_lookups = np.ones(len(ids)) if num_lookups is None else num_lookups
+    grads = tf.reshape(tf.constant(grads, tf.float32), [-1, cache.dim])
+    pushes = push_rows(
+        cache, tf.constant(ids, tf.int64), grads, tf.constant(num_lookups, tf.int32), step, flush
+    )
+    sent = {}
+    for one, start in zip(pushes, cache.row_starts):
+        for i, g, b in zip(one.ids.numpy(), one.grads.numpy(), one.batches.numpy()):
+            assert i + start not in sent
+            sent[int(i + start)] = (g.tolist(), *map(int, b))
+    return sent, sum(one.counts.numpy()[:9] for one in pushes)
+
+
+def table_of(num_rows=NUM_ROWS):
+    return np.arange(num_rows * DIM, dtype=np.float32).reshape(num_rows, DIM)
+
+
+AWAKE = np.zeros(NUM_ROWS, np.int32)
+
+
+def test_each_row_is_asked_for_once_from_its_shard():
+    ids = [7, 0, 7, 4, 5, 11, 0, 7]
+    inverse, distinct, num_lookups, cached, pulls = find(cache_of(), ids, 1)
+    assert distinct[inverse].tolist() == ids
+    assert pulls == [[0, 4], [2, 0, 6]]
+    assert distinct.tolist() == [0, 4, 7, 5, 11]
+    assert num_lookups.tolist() == [2, 1, 3, 1, 1]
+    assert cached.shape == (0, DIM)
+
+
+@pytest.mark.parametrize("ids", [[], [3], [11] * 5])
+def test_few_ids(ids):
+    rows, distinct, _ = look_up(cache_of(), table_of(), AWAKE, ids, 1)
+    assert np.array_equal(rows, table_of()[np.array(ids, int)])
+    assert len(distinct) == len(set(ids))
+
+
+@pytest.mark.parametrize("bad", [-1, NUM_ROWS, 2**40])
+def test_an_id_outside_the_table_is_named(bad):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"'user': id {bad} at position 1"):
+        find(cache_of(), [3, bad], 1)
+
+
+def test_a_row_that_sleeps_is_not_pulled_before_it_wakes():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[3] = 4
+    look_up(cache, table_of(), sleeps, [3, 2], 10)
+    for step, pulls in ((11, [[2], []]), (13, [[2], []]), (14, [[3, 2], []])):
+        _, distinct, _, cached, found = find(cache, [3, 2], step)
+        assert found == pulls, step
+        assert np.array_equal(cached, table_of()[distinct[: len(cached)]])
+
+
+@pytest.mark.parametrize("max_age, is_pulled", [(0, [True, True]), (2, [False, True])])
+def test_a_row_is_pulled_again_when_it_is_too_old(max_age, is_pulled):
+    cache, sleeps = cache_of(max_age=max_age), np.full(NUM_ROWS, 50, np.int32)
+    look_up(cache, table_of(), sleeps, [3], 10)
+    pulled = [find(cache, [3], step)[4][0] == [3] for step in (11, 12)]
+    assert pulled == is_pulled
+
+
+def test_gradients_are_held_while_a_row_sleeps_and_sent_with_their_number():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[3] = 2
+    look_up(cache, table_of(), sleeps, [3, 3, 8], 10)
+    sent, counts = push(cache, [3, 8], [[1, 0, 0], [5, 5, 5]], 10, [2, 1])
+    assert sent == {8: ([5, 5, 5], 1, 1)}
+    assert counts.tolist() == [3, 0, 2, 2, 0, 1, 2, 0, 1]
+    assert push(cache, [3], [[0, 2, 0]], 11)[0] == {}
+    look_up(cache, table_of(), AWAKE, [3], 12)
+    sent, counts = push(cache, [3], [[0, 0, 3]], 12)
+    assert sent == {3: ([1, 2, 3], 3, 1)}
+    assert counts[8] == 0
+
+
+def test_a_row_that_another_worker_woke_first_is_sent_though_it_sleeps_again():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[3] = 2
+    look_up(cache, table_of(), sleeps, [3], 10)
+    push(cache, [3], [[1, 1, 1]], 10)
+    look_up(cache, table_of() + 1, sleeps, [3], 12)
+    assert push(cache, [3], [[2, 2, 2]], 12)[0] == {3: ([3, 3, 3], 2, 1)}
+    # Its new value stays here, and what comes now is held for its next wake.
+    assert find(cache, [3], 13)[3].tolist() == (table_of() + 1)[3:4].tolist()
+    assert push(cache, [3], [[4, 4, 4]], 13)[0] == {}
+
+
+def test_skipped_gradients_are_neither_held_nor_sent():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[3] = -5
+    look_up(cache, table_of(), sleeps, [3, 3], 10)
+    sent, counts = push(cache, [3], [[1, 1, 1]], 10, [2])
+    assert sent == {} and counts.tolist() == [2, 2, 0, 1, 1, 0, 1, 0, 0]
+    assert push(cache, [], [], 11, flush=True)[0] == {}
+
+
+def test_each_batch_is_clipped_before_it_is_summed():
+    cache, sleeps = cache_of(clip_value=1.0), AWAKE.copy()
+    sleeps[3] = 2
+    look_up(cache, table_of(), sleeps, [3], 10)
+    push(cache, [3], [[5, -5, 0.5]], 10)
+    sent, _ = push(cache, [3, 4], [[5, 0, 0.5], [-9, 0.25, 9]], 12)
+    assert sent == {3: ([2, -1, 1], 2, 1), 4: ([-1, 0.25, 1], 1, 1)}
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_holds_nothing():
+    cache = cache_of()
+    look_up(cache, table_of(), np.full(NUM_ROWS, 9, np.int32), [3, 4], 10)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="'user': the gradient of row 4"):
+            push(cache, [3, 4], [[1, 1, 1], [0, bad, 0]], 10)
+    assert push(cache, [], [], 10, flush=True)[0] == {}
+
+
+def test_a_flush_sends_all_and_forgets_all():
+    cache = cache_of()
+    look_up(cache, table_of(), np.full(NUM_ROWS, 90, np.int32), [3, 4, 9], 10)
+    push(cache, [3, 9], [[1, 1, 1], [2, 2, 2]], 10)
+    sent, counts = push(cache, [], [], 11, flush=True)
+    assert sent == {3: ([1, 1, 1], 1, 0), 9: ([2, 2, 2], 1, 0)}
+    assert counts[8] == 0
+    assert find(cache, [3, 4, 9], 11)[4] == [[3, 4], [4]]
+
+
+def test_it_keeps_no_more_rows_than_it_may():
+    cache = cache_of(capacity=2)
+    sleeps = np.full(NUM_ROWS, 9, np.int32)
+    look_up(cache, table_of(), sleeps, [3, 4, 5, 6], 10)
+    assert len(find(cache, [3, 4, 5, 6], 11)[3]) == 2
+    # The others' gradients go to the server, which holds them.
+    assert sorted(push(cache, [3, 4, 5, 6], np.ones((4, DIM)), 11)[0]) == [5, 6]
+    # Awake, they make room, and what was held of them is sent.
+    sent, _ = push(cache, [7], [[1, 1, 1]], 30)
+    assert sorted(sent) == [3, 4, 7] and sent[3][1:] == (1, 0)
+    look_up(cache, table_of(), sleeps, [5, 6], 31)
+    assert len(find(cache, [5, 6], 32)[3]) == 2
+
+
+def test_another_session_finds_nothing_of_the_last():
+    cache = cache_of()
+    look_up(cache, table_of(), np.full(NUM_ROWS, 9, np.int32), [3], 10)
+    push(cache, [3], [[1, 1, 1]], 10)
+    cache = dataclasses.replace(cache, session="two")
+    assert find(cache, [3], 11)[4] == [[3], []]
+    assert push(cache, [], [], 11, flush=True)[0] == {}
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+    st.integers(0, 6),
+    st.integers(0, 3),
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, NUM_ROWS - 1), max_size=10),
+            st.lists(st.integers(-3, 3), min_size=NUM_ROWS, max_size=NUM_ROWS),
+        ),
+        max_size=12,
+    ),
+)
+def test_nothing_is_lost_and_no_row_is_read_that_changed(capacity, max_age, steps):
+    """Whatever sleeps: gradients sent and held add up, but for those of rows that are skipped."""
+    cache = cache_of(capacity=capacity, max_age=max_age)
+    expected, sent_sums = np.zeros((NUM_ROWS, DIM)), np.zeros((NUM_ROWS, DIM))
+    batches, sent_batches = np.zeros(NUM_ROWS), np.zeros(NUM_ROWS)
+    wake_steps, table = np.zeros(NUM_ROWS, int), table_of()
+    skipped = np.zeros(NUM_ROWS, bool)
+    num_skipped = 0
+    for step, (ids, draws) in enumerate(steps, 1):
+        # What is awake changes, and goes to sleep.
+        for row in np.flatnonzero(step >= wake_steps):
+            table[row] += 1
+            wake_steps[row], skipped[row] = step + abs(draws[row]), draws[row] < 0
+        sleeps = np.where(skipped, -1, 1) * np.maximum(0, wake_steps - step)
+        rows, distinct, lookups = look_up(cache, table, sleeps.astype(np.int32), ids, step)
+        assert np.array_equal(rows, table[np.array(ids, int)])
+        grads = np.random.default_rng(step).integers(-4, 5, (len(distinct), DIM))
+        sent, counts = push(cache, distinct, grads, step, lookups)
+        num_skipped += counts[4]
+        for row, (grad, num_batches, _) in sent.items():
+            sent_sums[row] += grad
+            sent_batches[row] += num_batches
+        np.add.at(expected, distinct, grads)
+        np.add.at(batches, distinct, 1)
+    sent, counts = push(cache, [], [], len(steps) + 1, flush=True)
+    for row, (grad, num_batches, _) in sent.items():
+        sent_sums[row] += grad
+        sent_batches[row] += num_batches
+    assert batches.sum() - sent_batches.sum() == num_skipped
+    if num_skipped == 0:
+        assert np.array_equal(sent_sums, expected) and np.array_equal(sent_batches, batches)

@@ -1,0 +1,297 @@
+"""Tables on parameter servers: what workers pull, hold and push. docs/parameter_server.md."""
+
+import dataclasses
+import itertools
+import uuid
+import weakref
+
+import tensorflow as tf
+
+from tf_slipstream.ops.row_cache import RowCache, native_ops, pull_rows, push_rows
+from tf_slipstream.ops.staleness import pool_capacity
+
+_ENTRY_BYTES = 96  # of a cached row, beside its value and its held gradient
+
+_number = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerCache:
+    """What a worker keeps of tables on parameter servers: rows that sleep, and their gradients.
+
+    A row that sleeps does not change, so its value need not be pulled again, and its gradients need
+    not be sent before it wakes. Set it before the optimizer is built:
+    `optimizer.worker_cache = WorkerCache(...)`.
+
+    Args:
+        num_bytes: Bound on the memory of a worker, for all tables. 0: nothing is kept or held.
+        max_age: Steps for which a row is used once it was pulled, at most until it may wake. It
+            bounds how long a worker overlooks that rows woke early, because the learning rate
+            changed or `wake_all` was called. 0: every lookup is pulled, so that values are exactly
+            the servers'; gradients are still held.
+
+    Raises:
+        ValueError: For a negative number.
+    """
+
+    num_bytes: int = 1 << 28
+    max_age: int = 1000
+
+    def __post_init__(self):
+        for name in ("num_bytes", "max_age"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"`{name}` must be an integer >= 0, got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheStats:
+    """Counts for one table on parameter servers since training began.
+
+    Attributes:
+        num_pulled_rows: Distinct rows that batches read from the servers.
+        num_cached_rows: Those that a worker had instead.
+        num_held_batches: Gradients, each of a row in a batch, that workers hold now.
+        num_lost_batches: Those that were held by workers that were replaced.
+    """
+
+    num_pulled_rows: int
+    num_cached_rows: int
+    num_held_batches: int
+    num_lost_batches: int
+
+    @property
+    def hit_rate(self):
+        """Share of distinct rows that a worker had."""
+        num_rows = self.num_pulled_rows + self.num_cached_rows
+        return self.num_cached_rows / num_rows if num_rows else 0.0
+
+
+@dataclasses.dataclass
+class SummedGradient:
+    """Gradients of the distinct rows of a table that a batch looked up.
+
+    Attributes:
+        ids: int64 `[num_ids]`, of the whole table.
+        values: float32 `[num_ids, dim]`, sums.
+        num_lookups: int32 `[num_ids]`.
+        stored: What a push must wait for.
+    """
+
+    ids: tf.Tensor
+    values: tf.Tensor
+    num_lookups: tf.Tensor
+    stored: list
+
+
+def is_on_servers(strategy):
+    """Whether a strategy puts variables on parameter servers."""
+    return isinstance(strategy, tf.distribute.ParameterServerStrategy)
+
+
+def is_on_worker():
+    """Whether what is traced now will run on a worker."""
+    return not tf.distribute.in_cross_replica_context() and is_on_servers(
+        tf.distribute.get_strategy()
+    )
+
+
+def num_tasks(job):
+    """Returns how many tasks a job of the cluster has that this process is connected to."""
+    devices = map(tf.DeviceSpec.from_string, (d.name for d in tf.config.list_logical_devices()))
+    return len({device.task for device in devices if device.job == job})
+
+
+def check_tasks():
+    """Checks that every task of the cluster has the ops.
+
+    Raises:
+        RuntimeError: If one has not, or this process has not.
+    """
+    ops = native_ops()
+    for device in tf.config.list_logical_devices("CPU"):
+        spec = tf.DeviceSpec.from_string(device.name)
+        if spec.job not in ("worker", "ps"):
+            continue
+        try:
+            with tf.device(device.name):
+                ops.slipstream_live_slices(
+                    row_states=[],
+                    pool_ints=[],
+                    pool_floats=[],
+                    policy_states=[],
+                    indices=[tf.zeros([0], tf.int64)],
+                    grads=[tf.zeros([0, 1])],
+                    step=tf.zeros([], tf.int64),
+                    policy_tables=[],
+                    table_names=["check"],
+                    num_rows=[1],
+                )
+        except tf.errors.OpError as error:
+            if "registered" not in str(error):
+                raise
+            raise RuntimeError(
+                f"Task {spec.job}:{spec.task} runs without tf_slipstream's ops. Start workers and "
+                "parameter servers with: python -m tf_slipstream.server --cluster ... --task "
+                f"{spec.job}:{spec.task}"
+            ) from error
+
+
+class ServerTable:
+    """A table on parameter servers, as a worker sees it.
+
+    Args:
+        states: The shards' `TableState`s, in the order of their rows.
+        name: The table's.
+        capacity: Rows that a worker may keep.
+        max_age: As `WorkerCache`'s.
+        clip_value: Bound on each element of a batch's gradient, 0 for none.
+    """
+
+    def __init__(self, states, name, capacity, max_age, clip_value):
+        self.states, self.name = states, name
+        starts = itertools.accumulate((state.num_rows for state in states), initial=0)
+        self.cache = RowCache(
+            name=f"{next(_number)}/{name}",
+            # A worker throws away what an earlier run left in it.
+            session=uuid.uuid4().hex,
+            table_name=name,
+            row_starts=tuple(starts),
+            dim=int(states[0].table.shape[1]),
+            capacity=capacity,
+            max_age=max_age,
+            clip_value=clip_value,
+        )
+        # By graph: how many lookups were traced in it, and the gradients of those.
+        self._num_lookups = weakref.WeakKeyDictionary()
+        self._gradients = weakref.WeakKeyDictionary()
+
+    def lookup(self, ids, step):
+        """Returns rows float32 `[num_lookups, dim]`, and notes their gradients.
+
+        Args:
+            ids: int `[num_lookups]`.
+            step: int64 scalar.
+        """
+        found = pull_rows(self.cache, self.states, tf.cast(ids, tf.int64), step)
+        graph = _graph()
+        self._num_lookups[graph] = self._num_lookups.get(graph, 0) + 1
+
+        @tf.custom_gradient
+        def join(*parts):
+            def grad(rows_grad):
+                if _graph() is not graph:
+                    raise ValueError(
+                        f"Table '{self.name}' was looked up in another tf.function than the one "
+                        "that computes its gradient. On parameter servers call the model, the tape "
+                        "and the optimizer in one tf.function."
+                    )
+                num_ids = tf.size(found.ids)
+                sums = tf.math.unsorted_segment_sum(rows_grad, found.inverse, num_ids)
+                self._gradients.setdefault(graph, []).append(
+                    SummedGradient(found.ids, sums, found.num_lookups, found.stored)
+                )
+                return tf.split(sums, [tf.shape(part)[0] for part in parts])
+
+            return tf.gather(tf.concat(parts, axis=0), found.inverse), grad
+
+        return join(*found.parts)
+
+    def take_gradient(self, grads):
+        """Returns the `SummedGradient` of this step.
+
+        Args:
+            grads: Per shard, what the tape gave for it: `tf.IndexedSlices`, or None.
+        """
+        noted = self._noted()
+        if len(noted) == 1:
+            return noted[0]
+        if noted:
+            parts = [(one.ids, one.values, one.num_lookups) for one in noted]
+            ids, values, counts = (tf.concat(part, 0) for part in zip(*parts))
+            stored = [wait for one in noted for wait in one.stored]
+            return _summed(ids, values, counts, stored)
+        if self._num_lookups:
+            raise ValueError(
+                f"The gradient of table '{self.name}' was computed in another tf.function than the "
+                "one that applies it. On parameter servers call the model, the tape and the "
+                "optimizer in one tf.function."
+            )
+        parts = [
+            (tf.cast(grad.indices, tf.int64) + start, grad.values)
+            for grad, start in zip(grads, self.cache.row_starts)
+            if grad is not None
+        ]
+        ids, values = (tf.concat(part, 0) for part in zip(*parts))
+        return _summed(ids, values, tf.ones_like(ids, tf.int32), [])
+
+    def _noted(self):
+        """Returns and forgets gradients noted in this graph, or in one that it is a branch of."""
+        graph = _graph()
+        while graph is not None:
+            noted, num = self._gradients.pop(graph, []), self._num_lookups.get(graph, 0)
+            if len(noted) > num:
+                raise ValueError(
+                    f"The gradient of table '{self.name}' was computed {len(noted)} times for "
+                    f"{num} lookups. On parameter servers a step computes it once."
+                )
+            if noted:
+                if tf.executing_eagerly():
+                    # All steps have one graph.
+                    self._num_lookups[graph] = 0
+                return noted
+            graph = getattr(graph, "outer_graph", None)
+        return []
+
+    def push(self, gradient, step):
+        """Returns a `Push` per shard for a `SummedGradient`."""
+        with tf.control_dependencies(gradient.stored):
+            return push_rows(self.cache, gradient.ids, gradient.values, gradient.num_lookups, step)
+
+    def flush(self, step):
+        """Returns all that this device holds, as a `Push` per shard, and forgets every row."""
+        nothing = tf.zeros([0], tf.int64)
+        rows = tf.zeros([0, self.cache.dim])
+        return push_rows(self.cache, nothing, rows, tf.zeros([0], tf.int32), step, flush=True)
+
+    def cache_stats(self):
+        counts = sum(state.worker_counters.numpy()[:, :4].sum(axis=0) for state in self.states)
+        return CacheStats(*map(int, counts))
+
+
+def server_tables(groups, worker_cache, clip_value):
+    """Returns `ServerTable`s, and divides a worker's memory between them.
+
+    Args:
+        groups: Dict from a table's name to its shards' `TableState`s.
+        worker_cache: `WorkerCache`.
+        clip_value: As `ServerTable`'s.
+    """
+    # Only rows in a pool sleep.
+    wanted = {
+        name: sum(pool_capacity(s.policy, s.num_rows) for s in states if s.policy is not None)
+        for name, states in groups.items()
+    }
+    row_bytes = {
+        name: 8 * int(states[0].table.shape[1]) + _ENTRY_BYTES for name, states in groups.items()
+    }
+    wanted_bytes = sum(wanted[name] * row_bytes[name] for name in groups)
+    share = min(1.0, worker_cache.num_bytes / wanted_bytes) if wanted_bytes else 0.0
+    return [
+        ServerTable(states, name, int(share * wanted[name]), worker_cache.max_age, clip_value)
+        for name, states in groups.items()
+    ]
+
+
+def _summed(ids, values, num_lookups, stored):
+    """Returns the `SummedGradient` of ids that may repeat."""
+    distinct, inverse = tf.unique(ids)
+    num_ids = tf.size(distinct)
+    values = tf.math.unsorted_segment_sum(values, inverse, num_ids)
+    num_lookups = tf.math.unsorted_segment_sum(num_lookups, inverse, num_ids)
+    return SummedGradient(distinct, values, num_lookups, stored)
+
+
+def _graph():
+    """Returns what is being traced, or the graph that stands for eager execution."""
+    return tf.compat.v1.get_default_graph()

@@ -1,0 +1,228 @@
+"""Keras 3's `fit` on parameter servers, which Keras 3 itself does not have."""
+
+import tensorflow as tf
+
+from tf_slipstream import _keras
+from tf_slipstream.distribute.checkpoints import StepCheckpoints
+
+_HOW_TO_GO_ON = (
+    "Its variables are gone, so this program cannot go on. Restart the server (python -m "
+    "tf_slipstream.server ...) and then this program: with `checkpoint_dir`, `fit` goes on from "
+    "the last checkpoint."
+)
+
+
+class ParameterServerTrainer:
+    """Trains a compiled Keras 3 model on parameter servers, as `model.fit` does on one machine.
+
+    Steps run on the workers, each on whichever is free; a step whose worker fails is done by
+    another. What the model's `train_step` does, it does there. Metrics are summed over the workers:
+    each step adds what it counted from zero, so a metric's variables must be sums, as Keras's own
+    are.
+
+    Args:
+        model: Built and compiled under `strategy.scope()`, with a `SlipstreamOptimizer`.
+        strategy: `tf.distribute.ParameterServerStrategy` without `variable_partitioner`.
+        checkpoint_dir: Folder that all servers and this program share; None: no checkpoints. `fit`
+            goes on from the last one in it.
+        checkpoint_every: Steps between two checkpoints, beside one at each epoch's end; None: none.
+
+    Raises:
+        ValueError: Under tf_keras, whose `model.fit` works on parameter servers.
+
+    Example:
+
+    ```python
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    with strategy.scope():
+        model = ...
+        model.compile(slipstream.SlipstreamOptimizer(keras.optimizers.Adagrad(0.05)), "mse")
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+    history = trainer.fit(make_dataset, epochs=3, steps_per_epoch=1000)
+    ```
+    """
+
+    def __init__(self, model, strategy, checkpoint_dir=None, checkpoint_every=None):
+        if not _keras.IS_KERAS_3:
+            raise ValueError("With tf_keras call `model.fit`: it works on parameter servers.")
+        if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            raise ValueError(f"`strategy` must be a ParameterServerStrategy, got {strategy!r}.")
+        self.model, self.strategy = model, strategy
+        self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+        self._checkpoint_dir, self._checkpoint_every = checkpoint_dir, checkpoint_every
+        self._checkpoints = None
+        self._functions = {}
+
+    def fit(
+        self,
+        x,
+        epochs=1,
+        steps_per_epoch=None,
+        callbacks=None,
+        validation_data=None,
+        validation_steps=None,
+        initial_epoch=0,
+        verbose=1,
+    ):
+        """Trains the model.
+
+        Args:
+            x: A `tf.data.Dataset` of batches, or a function that makes one, called with a
+                `tf.distribute.InputContext` on each worker. Each worker reads all of it, for ever:
+                shuffle it, without a seed.
+            epochs: As `model.fit`'s.
+            steps_per_epoch: Steps of all workers together in an epoch.
+            callbacks: Keras callbacks. A batch's begin and end are those of its sending.
+            validation_data: As `x`.
+            validation_steps: Steps of a validation, needed with `validation_data`.
+            initial_epoch: As `model.fit`'s.
+            verbose: As `model.fit`'s.
+
+        Returns:
+            Keras's `History`.
+
+        Raises:
+            RuntimeError: If a parameter server is gone, or was started without the ops.
+        """
+        if not steps_per_epoch or (validation_data is not None and not validation_steps):
+            raise ValueError(
+                "Workers read their data for ever: `steps_per_epoch`, and with `validation_data` "
+                f"`validation_steps`, must say how many steps; got {steps_per_epoch!r} and "
+                f"{validation_steps!r}."
+            )
+        with _explained():
+            self._build(x)
+            first_step = self._restore()
+            if isinstance(callbacks, _keras.keras.callbacks.CallbackList):
+                run = callbacks
+            else:
+                run = _keras.keras.callbacks.CallbackList(
+                    callbacks,
+                    add_history=True,
+                    add_progbar=verbose != 0,
+                    verbose=verbose,
+                    epochs=epochs,
+                    steps=steps_per_epoch,
+                    model=self.model,
+                )
+            self.model.stop_training = False
+            run.on_train_begin()
+            iterator = self._iterator(x)
+            logs = {}
+            for epoch in range(max(initial_epoch, first_step // steps_per_epoch), epochs):
+                begin = max(0, first_step - epoch * steps_per_epoch)
+                run.on_epoch_begin(epoch)
+                self._run_steps("train", iterator, steps_per_epoch, run, begin, epoch)
+                logs = self._take_metrics()
+                if validation_data is not None:
+                    found = self.evaluate(validation_data, validation_steps)
+                    logs |= {f"val_{name}": value for name, value in found.items()}
+                self._save((epoch + 1) * steps_per_epoch)
+                run.on_epoch_end(epoch, logs)
+                if self.model.stop_training:
+                    break
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+            run.on_train_end(logs)
+        return self.model.history
+
+    def evaluate(self, x, steps):
+        """Returns a dict from a metric's name to its value over some steps of the workers."""
+        with _explained():
+            self._build(x)
+            self._run_steps("test", self._iterator(x), steps)
+            return self._take_metrics()
+
+    def _build(self, x):
+        """Makes the variables of optimizer and metrics, which no step on a worker can."""
+        model = self.model
+        with self.strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+            data = x(tf.distribute.InputContext()) if callable(x) else x
+            batch = next(iter(data))
+            model.test_step(batch)
+        model.reset_metrics()
+
+    def _iterator(self, x):
+        if not callable(x):
+            return iter(self.coordinator.create_per_worker_dataset(x.repeat()))
+
+        def make():
+            return self.strategy.distribute_datasets_from_function(lambda c: x(c).repeat())
+
+        return iter(self.coordinator.create_per_worker_dataset(make))
+
+    def _run_steps(self, kind, iterator, num_steps, run=None, begin=0, epoch=0):
+        function = self._function(kind)
+        for step in range(begin, num_steps):
+            if run is not None:
+                run.on_train_batch_begin(step)
+            self.coordinator.schedule(function, args=(iterator,))
+            if run is not None:
+                run.on_train_batch_end(step)
+            total = epoch * num_steps + step + 1
+            if kind == "train" and self._checkpoint_every and total % self._checkpoint_every == 0:
+                self._save(total)
+            if kind == "train" and self.model.stop_training:
+                break
+        self.coordinator.join()
+
+    def _function(self, kind):
+        """Returns what a worker does in a step."""
+        if kind not in self._functions:
+            do_step = self.model.train_step if kind == "train" else self.model.test_step
+
+            def step(data):
+                metrics = list(self.model.metrics_variables)
+                # Keras's metrics read and assign, and steps of other workers would be lost.
+                mapping = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics]
+                with _keras.keras.StatelessScope(state_mapping=mapping) as scope:
+                    do_step(data)
+                for variable in metrics:
+                    variable.value.assign_add(scope.get_current_value(variable))
+                # Moving averages and the states of random numbers: the last step to write wins.
+                counted = {id(variable) for variable in metrics}
+                for variable in self.model.non_trainable_variables:
+                    value = scope.get_current_value(variable)
+                    if value is not None and id(variable) not in counted:
+                        variable.value.assign(value)
+
+            self._functions[kind] = tf.function(
+                lambda iterator: self.strategy.run(step, args=(next(iterator),))
+            )
+        return self._functions[kind]
+
+    def _take_metrics(self):
+        logs = self.model.get_metrics_result()
+        logs = {name: float(value) for name, value in logs.items()}
+        self.model.reset_metrics()
+        return logs
+
+    def _restore(self):
+        if self._checkpoint_dir is None:
+            return 0
+        if self._checkpoints is None:
+            variables = [*self.model.variables, *self.model.optimizer.variables]
+            self._checkpoints = StepCheckpoints(
+                self._checkpoint_dir, [_keras.tf_variable(v) for v in variables]
+            )
+        return self._checkpoints.restore()
+
+    def _save(self, step):
+        if self._checkpoints is None:
+            return
+        self.coordinator.join()
+        # What workers hold goes to the servers, which hold it on; no row wakes.
+        self.model.optimizer.flush_workers()
+        self._checkpoints.save(step)
+
+
+class _explained:
+    """Says what an error of the cluster means and what to do."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        is_lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+        if is_lost and "/job:ps" in str(error):
+            raise RuntimeError(f"A parameter server does not answer. {_HOW_TO_GO_ON}") from error

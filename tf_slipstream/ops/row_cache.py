@@ -1,0 +1,157 @@
+"""A worker's part of tables on parameter servers: pulls, a cache of rows that sleep, pushes.
+
+There is no fallback: plain TensorFlow ops read and write rows without a lock, and workers that run
+at once would lose updates.
+"""
+
+import collections
+import dataclasses
+
+import tensorflow as tf
+
+from tf_slipstream.ops import _library
+from tf_slipstream.ops.live_slices import policy_handles
+
+# What a worker found in a batch: `parts`, joined the rows of its distinct ids; `inverse` int32,
+# each lookup's place among them; `ids` int64 and `num_lookups` int32 `[num_ids]`; `stored`: what a
+# push must wait for.
+FoundRows = collections.namedtuple(
+    "FoundRows", ["parts", "inverse", "ids", "num_lookups", "stored"]
+)
+
+# Of a shard: local `ids` int32, `grads`, `batches` int32 `[num_ids, 2]` and `counts` int64 `[11]`,
+# as `Slipstream>ApplyRows` takes them.
+Push = collections.namedtuple("Push", ["ids", "grads", "batches", "counts"])
+
+
+@dataclasses.dataclass(frozen=True)
+class RowCache:
+    """Names the cache of a table, on whatever device an op runs.
+
+    Attributes:
+        name: Of the cache; unlike other tables'.
+        session: A cache that another session left is thrown away.
+        table_name: For errors.
+        row_starts: int list `[num_shards + 1]`: shard `s` has the rows from `row_starts[s]` on,
+            below `row_starts[s + 1]`.
+        dim: Of a row.
+        capacity: Rows that a worker may keep; 0: none, and then it holds no gradients either.
+        max_age: Steps for which a row may be used once it was pulled.
+        clip_value: Bound on each element of a batch's gradient, 0 for none.
+    """
+
+    name: str
+    session: str
+    table_name: str
+    row_starts: tuple
+    dim: int
+    capacity: int
+    max_age: int
+    clip_value: float
+
+    def _attributes(self):
+        return {
+            "cache": self.name,
+            "session": self.session,
+            "row_starts": list(self.row_starts),
+            "dim": self.dim,
+            "capacity": self.capacity,
+        }
+
+
+def pull_rows(cache, states, ids, step):
+    """Looks rows up in the cache and, those that are not there, on the servers.
+
+    Args:
+        cache: `RowCache`.
+        states: The shards' `TableState`s.
+        ids: int64 `[num_lookups]`.
+        step: int64 scalar.
+
+    Returns:
+        `FoundRows`.
+    """
+    ops = native_ops()
+    inverse, distinct, num_lookups, cached, pulls = ops.slipstream_row_cache_find(
+        ids,
+        step,
+        num_shards=len(states),
+        max_age=cache.max_age,
+        table_name=cache.table_name,
+        **cache._attributes(),
+    )
+    rows, sleeps = [], []
+    for state, pull in zip(states, pulls, strict=True):
+        handles = policy_handles([state])
+        num_policies = len(handles.pop("policy_tables"))
+        # A read of nothing, and never run in a function: tapes then know that the table was read.
+        tf.gather(state.table, tf.zeros([0], tf.int32))
+        with tf.device(state.table.device):
+            pulled = ops.slipstream_pull_rows(
+                state.table.handle,
+                **handles,
+                ids=pull,
+                step=step,
+                refresh_every=state.policy.refresh_every if num_policies else 0,
+                num_rows=state.num_rows,
+                dim=cache.dim,
+                table_name=state.name,
+            )
+        rows.append(pulled.rows)
+        sleeps.append(pulled.sleeps)
+    stored = []
+    if cache.capacity:
+        kept = ops.slipstream_row_cache_store(distinct, rows, sleeps, step, **cache._attributes())
+        stored = [kept]
+    return FoundRows([cached, *rows], inverse, distinct, num_lookups, stored)
+
+
+@tf.RegisterGradient("Slipstream>PullRows")
+def _pull_rows_gradient(op, rows_grad, _):
+    ids = op.inputs[-2]
+    shape = tf.constant([op.get_attr("num_rows"), op.get_attr("dim")], tf.int64)
+    return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
+
+
+def push_rows(cache, ids, grads, num_lookups, step, flush=False):
+    """Holds what can wait, and returns what must go to the servers.
+
+    Args:
+        cache: `RowCache`.
+        ids: int64 `[num_ids]`, distinct.
+        grads: float32 `[num_ids, dim]`, summed over the batch.
+        num_lookups: int32 `[num_ids]`.
+        step: int64 scalar.
+        flush: Whether all that is held must go, and all be forgotten.
+
+    Returns:
+        A `Push` per shard.
+    """
+    outputs = native_ops().slipstream_row_cache_push(
+        ids,
+        grads,
+        num_lookups,
+        step,
+        flush,
+        num_shards=len(cache.row_starts) - 1,
+        clip_value=cache.clip_value,
+        table_name=cache.table_name,
+        **cache._attributes(),
+    )
+    return [Push(*parts) for parts in zip(*outputs, strict=True)]
+
+
+def native_ops():
+    """Returns the native ops.
+
+    Raises:
+        RuntimeError: If there are none here.
+    """
+    native = _library.native_ops()
+    if native is None:
+        raise RuntimeError(
+            "Training on parameter servers needs tf_slipstream's native ops, which are safe when "
+            "workers update a row at once, and they are not built for this TensorFlow "
+            f"({tf.__version__}). Install tf_slipstream with a C++ compiler at hand."
+        )
+    return native
