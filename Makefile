@@ -20,7 +20,7 @@ help:
 	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
 	@echo "make bench-training  time whole training steps, PyTorch's too where bench-peers has been"
 	@echo "make bench-scaling   time against rows, lookups, dims, skew, bags, tables, threads; a plot"
-	@echo "make bench-distribution  bytes between replicas and step times, against stock Keras"
+	@echo "make bench-distribution  bytes and step times of replicas and parameter servers, against stock Keras"
 	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)

@@ -1,7 +1,7 @@
 """What travels between devices in a training step, and how long the step is, beside stock Keras.
 
     python benchmarks/distribution.py
-    python benchmarks/distribution.py --replicas 2 --steps 48
+    python benchmarks/distribution.py --parts mirrored --replicas 2 --steps 48
 
 Each subject runs in a process of its own, one after the other. Prints a line per subject, appends
 its JSON to results/distribution.jsonl, and at last prints one JSON object of all ratios, stock over
@@ -13,10 +13,11 @@ import json
 import os
 
 import machine
-from distribution import mirrored
+from distribution import mirrored, parameter_server
 
 # Modules with `line(result)` and `measure(args)`; that yields results and at last a dict of ratios.
-PARTS = (mirrored,)
+# The last one moves this process to a network of its own.
+PARTS = {"mirrored": mirrored, "parameter_server": parameter_server}
 
 
 def main():
@@ -25,8 +26,9 @@ def main():
     print(json.dumps(machine.describe()))
     ratios = {}
     with open(args.output, "a") as file:
-        for part in PARTS:
-            *results, last = _printed(part, args, file)
+        for name in args.parts:
+            own = args if name == "mirrored" else parameter_server.arguments([])
+            *_, last = _printed(PARTS[name], own, file)
             ratios |= last
     print(json.dumps(ratios))
 
@@ -43,8 +45,9 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--replicas", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--rows", type=int, default=300_000, help="and what follows: of replicas")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--lookups", type=int, default=26 * 2048, help="of a replica: 26 fields")
     parser.add_argument("--steps", type=int, default=16)

@@ -37,8 +37,7 @@ class TableVariables {
 
   // Adds one variable.
   absl::Status Add(tensorflow::OpKernelContext* context, const tensorflow::ResourceHandle& handle,
-                   tensorflow::DataType dtype,
-                   tensorflow::DataType other = tensorflow::DT_INVALID);
+                   tensorflow::DataType dtype, tensorflow::DataType other = tensorflow::DT_INVALID);
 
   // Locks all of them, in the order of their mutexes' addresses so that no two ops wait for each
   // other.
