@@ -66,9 +66,9 @@ def test_serving_publishes_a_version_and_what_changed_after_it(tmp_path):
 
 
 def test_replicas_of_the_mirrored_example_are_alike():
-    done = run("mirrored.py", "--examples", 30_000, "--rows", 2_000, "--batch-size", 256)
+    done = run("mirrored.py", "--examples", 100_000, "--rows", 2_000, "--batch-size", 256)
     assert done.returncode == 0, done.stderr
     assert "the tables of 2 replicas are equal to the bit: True" in done.stdout
-    deferred = re.search(r"30,\d+ lookups, (\d+)% of them deferred", done.stdout)
+    deferred = re.search(r"100,\d+ lookups, (\d+)% of them deferred", done.stdout)
     assert deferred, done.stdout
     assert int(deferred[1]) > 0
