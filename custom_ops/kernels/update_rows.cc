@@ -143,7 +143,8 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
     if (table.last_steps != nullptr) {
       const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
       // Workers of a cluster share steps: then fewer may have passed than there were batches.
-      if (last != 0 && static_cast<int32_t>(step - last - k) > 0) missed = step - last - k;
+      const bool is_fewer = table.batches != nullptr && step - last < k;
+      if (last != 0 && !is_fewer) missed = step - last - k;
       table.last_steps[id] = static_cast<int32_t>(step);
     }
     DecayWeights(state.row, dim, decay, learning_rate, k);
