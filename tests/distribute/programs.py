@@ -203,13 +203,7 @@ def fit(settings):
     else:
         history = model.fit(tf.keras.utils.experimental.DatasetCreator(dataset), **arguments)
     if "export" in settings:
-        if settings.get("partitioned"):
-            # `model.export` of tf_keras does not track partitioned variables.
-            serve = tf.function(lambda ids: {"clicks": model(ids)})
-            signature = serve.get_concrete_function(tf.TensorSpec([None, 3], tf.int64))
-            tf.saved_model.save(model, settings["export"], signature)
-        else:
-            model.export(settings["export"])
+        model.export(settings["export"])
         ids = clicks(50)[0]
         np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
     return {
