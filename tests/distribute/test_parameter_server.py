@@ -85,7 +85,8 @@ def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path):
     settings = {"policy": programs.SLEEPY, "epochs": 1, "export": folder}
     run(cluster, "fit", rule="Adam", **settings)
     expected = np.load(folder + ".npz")
-    clicks = tf.saved_model.load(folder).serve(expected["ids"])
+    loaded = tf.saved_model.load(folder)
+    clicks = loaded.serve(expected["ids"])
     np.testing.assert_allclose(clicks, expected["clicks"], rtol=1e-6)
     assert b"Slipstream" not in pathlib.Path(folder, "saved_model.pb").read_bytes()
 
