@@ -3,6 +3,7 @@
 import itertools
 import weakref
 
+import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
@@ -309,7 +310,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         `MultiWorkerMirroredStrategy` on every worker. The learning rate is that of the step to
         come.
         """
-        self._raise_for_refused_steps()
+        self._checked_counters()
         states = [state for state in self._states.values() if state.policy is not None]
         if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
             return
@@ -377,13 +378,13 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
             first step.
         """
-        self._raise_for_refused_steps()
+        stats = _stats_of(list(self._states.values()), self._checked_counters())
         if self._servers is not None:
             return {
-                name: sum_stats(list(_stats_of(states).values()))
+                name: sum_stats([stats[state.name] for state in states])
                 for name, states in self._servers.states.items()
             }
-        return _stats_of(list(self._states.values()))
+        return stats
 
     def cache_stats(self):
         """Returns what workers had of each table on parameter servers since training began.
@@ -402,11 +403,14 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         """Returns rows `[num_lookups, dim]` of the table that a shard is of; for its layer."""
         return self._servers.lookup(shard, ids)
 
-    def _raise_for_refused_steps(self):
-        """Raises, once, where a GPU refused a step: there may be no later step to tell."""
+    def _checked_counters(self):
+        """Returns the counters int64 `[num_tables, NUM_COUNTERS]`.
+
+        Raises, once, where a GPU refused a step: there may be no later step to tell.
+        """
         states = list(self._states.values())
         if not states:
-            return
+            return np.zeros([0, NUM_COUNTERS], np.int64)
         counters = tf.stack([state.counters for state in states]).numpy()
         for state, counted in zip(states, counters):
             num_refused = int(counted[NUM_REFUSED_STEPS])
@@ -420,6 +424,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                     "or a gradient that is NaN or infinite, and changed no table. Look at the loss "
                     "and the inputs, lower the learning rate or clip gradients.",
                 )
+        return counters
 
     def save_own_variables(self, store):
         self.wake_all()
@@ -480,19 +485,16 @@ def find_slipstream_optimizer(optimizer_or_model, user):
     return found
 
 
-def _stats_of(states):
+def _stats_of(states, counters):
     """Returns `SkipStats` by name."""
-    if not states:
-        return {}
-    # Two reads, where one of each variable would take ten times as long.
-    counts = tf.stack([state.counters for state in states]).numpy().tolist()
+    # One read, where one of each variable would take ten times as long.
     with_policy = [state for state in states if state.policy is not None]
     numbers = {}
     if with_policy:
         read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
         numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
     stats = {}
-    for state, counted in zip(states, counts, strict=True):
+    for state, counted in zip(states, counters.tolist(), strict=True):
         policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
         stats[state.name] = SkipStats(
             **dict(zip(COUNTERS, counted)),

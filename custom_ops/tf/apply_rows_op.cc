@@ -65,7 +65,7 @@ slots: Those of the first table in the rule's order, then the second's, and so o
 last_steps: int32 [num_rows] per table, for rules with moments; none for others.
 changed_rows: int32 [ceil(num_rows / 32)] per table; bit r % 32 of word r / 32 is set when row r is
   written.
-counters: int64 [8] per table; lookups, skipped and deferred lookups, row updates, skipped and deferred
+counters: int64 [9] per table; lookups, skipped and deferred lookups, row updates, skipped and deferred
   row updates are added to the first six.
 row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy.md.
 indices: [num_lookups] ids in [0, num_rows).
