@@ -534,6 +534,9 @@ class TestModels:
         batch = {"user": np.array([1, 2]), "tags": np.array([[1, 19], [3, 3]])}
         predicted = model.predict(batch, verbose=0)
         assert sorted(w.shape[0] for w in model.trainable_weights) == [10, 20]
+        # A custom loop may give an optimizer either kind of variable.
+        for weight in model.trainable_weights:
+            assert table_spec(weight) is table_spec(tf_variable(weight)) is not None
         user, tags = (layer.get_weights()[0] for layer in (model.user, model.tags))
         np.testing.assert_allclose(
             predicted, user[batch["user"]] + tags[batch["tags"]].mean(axis=1), rtol=TOLERANCE

@@ -30,7 +30,7 @@ class TableSpec:
     Attributes:
         name: The layer's name.
         policy: As the layer's argument.
-        shards: On parameter servers, the `tf.Variable`s that the table is in; else empty.
+        shards: On parameter servers, the variables that the table is in; else empty.
     """
 
     name: str
@@ -162,15 +162,30 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         strategy = tf.distribute.get_strategy()
         if isinstance(strategy, tf.distribute.ParameterServerStrategy):
             tables = self._add_shards(strategy, arguments)
-            self._shards = tuple(map(_keras.tf_variable, tables))
+            self._shard_variables = tuple(tables)
         else:
             tables = [_keras.add_table(self, **arguments)]
-            self._shards = ()
-        spec = TableSpec(self.name, self.policy, self._shards)
+            self._shard_variables = ()
+        spec = TableSpec(self.name, self.policy, self._shard_variables)
         for table in tables:
             table._slipstream_table = spec
-            _keras.tf_variable(table)._slipstream_table = spec
+        self._mark_tables()
         self.built = True
+
+    def _mark_tables(self):
+        """Lets `table_spec` find the tables' `tf.Variable`s.
+
+        There are none yet while Keras 3 builds a subclassed model in its first call.
+        """
+        for table in self._shard_variables or (self._keras_table(),):
+            value = _keras.tf_variable(table)
+            if isinstance(value, tf.Variable):
+                value._slipstream_table = table_spec(table)
+
+    @property
+    def _shards(self):
+        """On parameter servers, the `tf.Variable`s that the table is in; else empty."""
+        return tuple(map(_keras.tf_variable, self._shard_variables))
 
     def _add_shards(self, strategy, arguments):
         if self.embeddings_regularizer is not None:
@@ -198,6 +213,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             return initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
+        self._mark_tables()
         inputs = _as_ids(inputs)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
@@ -346,7 +362,10 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             wake_rows_of(self._shards[0] if self._shards else self._table())
 
     def _table(self):
-        return _keras.tf_variable(self._embeddings if _keras.IS_KERAS_3 else self.embeddings)
+        return _keras.tf_variable(self._keras_table())
+
+    def _keras_table(self):
+        return self._embeddings if _keras.IS_KERAS_3 else self.embeddings
 
 
 def _as_ids(inputs):

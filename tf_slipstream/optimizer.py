@@ -115,7 +115,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
                 # Two models may share an optimizer, and each may have a layer of that name.
                 name = spec.name
                 if len(spec.shards) > 1:
-                    place = [shard is _keras.tf_variable(variable) for shard in spec.shards]
+                    shards = [*map(_keras.tf_variable, spec.shards)]
+                    place = [shard is _keras.tf_variable(variable) for shard in shards]
                     name = f"{name}_{place.index(True)}"
                 name = _unlike(names, name)
                 names.add(name)
