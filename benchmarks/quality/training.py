@@ -1,5 +1,6 @@
 """One run: trains a configuration with a seed and says how good it is and what it saved."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -121,6 +122,16 @@ class Trainer:
     def scores(self, ids, dense):
         return self._logits(ids, dense)
 
+    @contextlib.contextmanager
+    def all_applied(self):
+        """Applies all that is held for the time being; training then goes on as if it were not."""
+        variables = [*self._variables, *self.optimizer.variables]
+        values = [variable.numpy() for variable in variables]
+        self.optimizer.wake_all()
+        yield
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
     def saved(self):
         """Returns shares of lookups and of row updates saved so far."""
         if self.filter.is_active:
@@ -184,11 +195,15 @@ def run(data_set, configuration, settings, on_examples=lambda num_examples: None
 
 
 def _checkpoint(trainer, data_set, step):
-    """Evaluates the model as it is: what is held of sleeping rows stays held."""
+    """Evaluates on the way: the model that saving it here would give, and the one in training."""
     lookups_saved, row_updates_saved = trainer.saved()
+    in_training = _evaluate(trainer, data_set)["auc"]
+    with trainer.all_applied():
+        saved = _evaluate(trainer, data_set)["auc"]
     return {
         "step": step,
-        "auc": _evaluate(trainer, data_set)["auc"],
+        "auc": saved,
+        "auc_while_held": in_training,
         "lookups_saved": lookups_saved,
         "row_updates_saved": row_updates_saved,
     }
