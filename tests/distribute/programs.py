@@ -53,6 +53,11 @@ def stats_of(optimizer):
     }
 
 
+def worker_counts(optimizer):
+    """Returns int64 `[num_workers, 5]`, as `TableState.worker_counters` has them."""
+    return sum(state.worker_counters.numpy() for state in optimizer.tables.values())
+
+
 def gradient_step(strategy, layer, optimizer):
     """Returns what adds 1 to an element of a row, under SGD with rate 1, for each lookup of it."""
 
@@ -81,13 +86,25 @@ def sums(settings):
     rng = np.random.default_rng(0)
     counts, num_steps = np.zeros(NUM_ROWS, np.int64), 0
     end = time.monotonic() + settings["seconds"]
-    while num_steps < settings.get("least_steps", 100) or time.monotonic() < end:
-        ids = rng.zipf(1.2, 200) % NUM_ROWS
-        np.add.at(counts, ids, 1)
-        coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
-        num_steps += 1
-        if num_steps == 60:
-            print("running", flush=True)
+
+    def train(num):
+        nonlocal num_steps
+        for _ in range(num):
+            ids = rng.zipf(1.2, 200) % NUM_ROWS
+            np.add.at(counts, ids, 1)
+            coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+        num_steps += num
+
+    train(100)
+    while time.monotonic() < end:
+        train(1)
+    if settings.get("loses_a_worker"):
+        # Until there is something to lose; then until it is known to be lost.
+        while min(worker_counts(optimizer)[:, 2]) < 20:
+            train(20)
+        print("all hold something", flush=True)
+        while not sum(worker_counts(optimizer)[:, 3]):
+            train(20)
     coordinator.join()
     before = stats_of(optimizer)["item"]
     optimizer.wake_all()
@@ -104,6 +121,17 @@ def sums(settings):
     }
 
 
+class Lookup(keras.Model):
+    """Has a layer built by its own first call."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, ids):
+        return self.layer(ids)
+
+
 def large_table(settings):
     """A table that Keras 3 divides."""
     strategy = connect()
@@ -115,7 +143,7 @@ def large_table(settings):
             name="item",
             embeddings_initializer=keras.initializers.RandomUniform(-1.0, 1.0, seed=3),
         )
-        layer.build()
+        Lookup(layer)(tf.zeros([1], tf.int64))
         optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
         optimizer.build(layer.trainable_variables)
     before = table_of(layer)
@@ -211,9 +239,7 @@ def fit(settings):
         "iterations": int(optimizer.iterations.numpy()),
         "num_batches": len(num_batches),
         "stats": stats_of(optimizer)["item"],
-        "pulled_by": [
-            int(n) for n in sum(s.worker_counters for s in optimizer.tables.values()).numpy()[:, 0]
-        ],
+        "pulled_by": [int(n) for n in worker_counts(optimizer)[:, 0]],
         "devices": [shard.device for shard in layer._shards],
         "shapes": [list(shard.shape) for shard in layer._shards],
     }

@@ -44,8 +44,9 @@ def test_a_killed_worker_costs_no_step_and_may_come_back(cluster, start):
 
 
 def test_what_a_killed_worker_held_is_counted(cluster, start):
-    run = start("sums", seconds=0, least_steps=3000, policy={**programs.SLEEPY, "max_sleep": 64})
-    run.wait_for("running", SECONDS)
+    policy = {**programs.SLEEPY, "max_sleep": 64}
+    run = start("sums", seconds=0, loses_a_worker=True, policy=policy)
+    run.wait_for("all hold something", SECONDS)
     cluster.kill("worker", 1)
     cluster.start("worker", 1)
     cluster.wait_until_up("worker", 1)
