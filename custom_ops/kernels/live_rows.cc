@@ -13,10 +13,6 @@ constexpr int64_t kLookupsPerBucket = 4096;
 // Bounds the [chunks, buckets] histogram.
 constexpr int kMaxBucketBits = 9;
 constexpr int64_t kMaxChunks = 256;
-// In place of a lookup's bucket: its row is skipped, and an earlier lookup of the chunk has it.
-constexpr uint16_t kDropped = 0xffff;
-// Skipped rows that are remembered in a chunk, by hash; one that is forgotten is dealt once more.
-constexpr int kSeenBits = 10;
 
 uint64_t Hash(int64_t id) { return static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15u; }
 
@@ -42,16 +38,6 @@ BadLookup First(const std::vector<BadLookup>& found) {
     }
   }
   return first;
-}
-
-template <typename Index>
-bool IsSkipped(const RowStates& states, Index id, int64_t step) {
-  const int32_t state = states.row_states[id];
-  if (state >= 0) return false;
-  const int64_t entry = -1 - static_cast<int64_t>(state);
-  // What is corrupt is reported where the row is read.
-  return entry < states.num_entries && states.entries[entry].row == id &&
-         KindOf(states.entries[entry], step, states.woken_at) == RowKind::kSkipped;
 }
 
 // sum[d] = sum over i of grads[positions[i], d], added in the order given.
@@ -116,7 +102,6 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
     num_sums += num / 2 * tables[t].dim;  // a row that is summed has at least two lookups
     plans_.push_back(plan);
   }
-  buckets_of_.Reserve(num_lookups);
   histograms_.Reserve(num_counts);
   positions_.Reserve(num_lookups);
   rows_.Reserve(num_lookups);
@@ -125,35 +110,16 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
 }
 
 template <typename Index>
-BadLookup LiveRows::CheckAndCount(const Lookups<Index>& table, int64_t step, Part* chunk) {
-  const TablePlan& plan = plans_[chunk->table];
-  const RowStates& states = table.states;
-  const bool may_skip = states.row_states != nullptr && states.may_skip;
-  int64_t seen[int64_t{1} << kSeenBits];  // skipped rows of this chunk
-  if (may_skip) std::fill(std::begin(seen), std::end(seen), -1);
-  int32_t* counts = histograms_.data() + plan.first_histogram + (chunk->index << plan.bucket_bits);
+BadLookup LiveRows::CheckAndCount(const Lookups<Index>& table, const Part& chunk) {
+  const TablePlan& plan = plans_[chunk.table];
+  int32_t* counts = histograms_.data() + plan.first_histogram + (chunk.index << plan.bucket_bits);
   std::fill_n(counts, int64_t{1} << plan.bucket_bits, 0);
-  uint16_t* buckets = buckets_of_.data() + plan.first_lookup;
-  for (int64_t i = chunk->begin; i < chunk->end; ++i) {
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
     const int64_t id = table.ids[i];
     if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(table.num_rows)) {
-      return {BadLookup::kId, chunk->table, i, id};
+      return {BadLookup::kId, chunk.table, i, id};
     }
-    if (may_skip) {
-      if (i + kPrefetchRows < chunk->end) {
-        __builtin_prefetch(states.row_states + table.ids[i + kPrefetchRows]);
-      }
-      int64_t& here = seen[static_cast<uint32_t>(Hash(id)) >> (32 - kSeenBits)];
-      if (here == id) {
-        buckets[i] = kDropped;
-        ++chunk->num_dropped;
-        continue;
-      }
-      if (IsSkipped(states, id, step)) here = id;
-    }
-    const int64_t bucket = BucketOf(id, plan.bucket_bits);
-    buckets[i] = static_cast<uint16_t>(bucket);
-    ++counts[bucket];
+    ++counts[BucketOf(id, plan.bucket_bits)];
   }
   return {};
 }
@@ -178,13 +144,13 @@ void LiveRows::PlaceBuckets() {
   }
 }
 
-void LiveRows::Deal(const Part& chunk) {
+template <typename Index>
+void LiveRows::Deal(const Lookups<Index>& table, const Part& chunk) {
   const TablePlan& plan = plans_[chunk.table];
   int32_t* places = histograms_.data() + plan.first_histogram + (chunk.index << plan.bucket_bits);
   int32_t* positions = positions_.data() + plan.first_lookup;
-  const uint16_t* buckets = buckets_of_.data() + plan.first_lookup;
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-    if (buckets[i] != kDropped) positions[places[buckets[i]]++] = static_cast<int32_t>(i);
+    positions[places[BucketOf(table.ids[i], plan.bucket_bits)]++] = static_cast<int32_t>(i);
   }
 }
 
@@ -306,23 +272,18 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
   found_.deferred_runs.clear();
   found_.skipped_runs.clear();
   bad_.assign(chunks_.size(), {});
-  parallel_for(chunks_.size(), [&](int64_t c) {
-    bad_[c] = CheckAndCount(tables[chunks_[c].table], step, &chunks_[c]);
-  });
+  parallel_for(chunks_.size(),
+               [&](int64_t c) { bad_[c] = CheckAndCount(tables[chunks_[c].table], chunks_[c]); });
   const BadLookup bad_id = First(bad_);
   if (bad_id.kind != BadLookup::kNone) return bad_id;
 
   PlaceBuckets();
-  parallel_for(chunks_.size(), [&](int64_t c) { Deal(chunks_[c]); });
+  parallel_for(chunks_.size(), [&](int64_t c) { Deal(tables[chunks_[c].table], chunks_[c]); });
   results_.assign(buckets_.size(), {});
   parallel_for(buckets_.size(), [&](int64_t b) {
     results_[b] = Group(tables[buckets_[b].table], buckets_[b], step);
   });
 
-  for (const Part& chunk : chunks_) {
-    found_.counts[chunk.table].num_lookups += chunk.num_dropped;
-    found_.counts[chunk.table].num_skipped_lookups += chunk.num_dropped;
-  }
   bad_.clear();
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Part& bucket = buckets_[b];

@@ -61,8 +61,7 @@ struct BadLookup {
 //
 // Lookups are first dealt into buckets by a hash of their id, then each bucket is worked on alone,
 // in batch order. The number of buckets follows from the number of lookups, never from the threads,
-// so that sums and order repeat bit for bit. The gradient of a skipped row is never read, and most
-// of its lookups are not even dealt.
+// so that sums and order repeat bit for bit. The gradient of a skipped row is never read.
 //
 // Holds its memory between steps; not safe for two steps at once.
 class LiveRows {
@@ -118,8 +117,7 @@ class LiveRows {
     int64_t table;
     int64_t begin;
     int64_t end;
-    int64_t index;            // among the parts of its table
-    int64_t num_dropped = 0;  // lookups of a chunk that repeat one of a skipped row
+    int64_t index;  // among the parts of its table
   };
   struct TablePlan {
     int bucket_bits;
@@ -140,9 +138,10 @@ class LiveRows {
   template <typename Index>
   void Plan(const std::vector<Lookups<Index>>& tables);
   template <typename Index>
-  BadLookup CheckAndCount(const Lookups<Index>& table, int64_t step, Part* chunk);
+  BadLookup CheckAndCount(const Lookups<Index>& table, const Part& chunk);
   void PlaceBuckets();
-  void Deal(const Part& chunk);
+  template <typename Index>
+  void Deal(const Lookups<Index>& table, const Part& chunk);
   template <typename Index>
   BucketResult Group(const Lookups<Index>& table, const Part& bucket, int64_t step);
   template <typename Index>
@@ -155,7 +154,6 @@ class LiveRows {
   std::vector<BadLookup> bad_;
   std::vector<BucketResult> results_;
   Found found_;
-  Buffer<uint16_t> buckets_of_;  // by lookup
   Buffer<int32_t> histograms_;
   Buffer<int32_t> positions_;
   Buffer<LiveRow> rows_;

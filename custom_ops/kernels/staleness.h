@@ -43,8 +43,6 @@ struct PolicySettings {
   double skip_below;
   int64_t refresh_every, warm_up;
   double correlation;  // the rule's, of one step with the one before
-
-  bool may_skip() const { return skips || skip_below > 0; }
 };
 
 // A popular row.
@@ -81,7 +79,6 @@ struct RowStates {
   const PoolEntry* entries = nullptr;
   int64_t num_entries = 0;
   int64_t woken_at = 0;
-  bool may_skip = true;  // whether rows may be skipped under this policy, for speed alone
 };
 
 enum class RowKind { kLive, kDeferred, kSkipped };

@@ -36,18 +36,16 @@ struct Batch {
 };
 
 template <typename Index>
-std::vector<Lookups<Index>> AllLookups(const std::vector<Batch<Index>>& batches,
-                                       bool may_skip = true) {
+std::vector<Lookups<Index>> AllLookups(const std::vector<Batch<Index>>& batches) {
   std::vector<Lookups<Index>> lookups;
   for (const Batch<Index>& batch : batches) {
-    lookups.push_back(
-        {batch.ids.data(),
-         batch.grads.data(),
-         {batch.row_states.empty() ? nullptr : batch.row_states.data(), batch.entries.data(),
-          static_cast<int64_t>(batch.entries.size()), kWokenAt, may_skip},
-         static_cast<int64_t>(batch.ids.size()),
-         batch.num_rows,
-         batch.dim});
+    lookups.push_back({batch.ids.data(),
+                       batch.grads.data(),
+                       {batch.row_states.empty() ? nullptr : batch.row_states.data(),
+                        batch.entries.data(), static_cast<int64_t>(batch.entries.size()), kWokenAt},
+                       static_cast<int64_t>(batch.ids.size()),
+                       batch.num_rows,
+                       batch.dim});
   }
   return lookups;
 }
@@ -246,20 +244,14 @@ Seen SeenIn(const LiveRows& live_rows, const std::vector<Batch<Index>>& batches)
   return seen;
 }
 
-// A step is right, and the same to the bit and in the same order however its tasks are run, and
-// whether or not repeats of skipped rows are dropped early.
+// A step is right, and the same to the bit and in the same order however its tasks are run.
 template <typename Index>
 void CheckStep(LiveRows* live_rows, const std::vector<Batch<Index>>& batches) {
   std::vector<Expected> expected;
   for (const Batch<Index>& batch : batches) expected.push_back(ExpectedOf(batch));
   Seen first;
-  std::vector<std::pair<bool, ParallelFor>> ways;
   for (const ParallelFor& parallel_for : AllParallelFors()) {
-    ways.emplace_back(true, parallel_for);
-    ways.emplace_back(false, parallel_for);
-  }
-  for (const auto& [may_skip, parallel_for] : ways) {
-    const BadLookup bad = live_rows->Find(AllLookups(batches, may_skip), kStep, parallel_for);
+    const BadLookup bad = live_rows->Find(AllLookups(batches), kStep, parallel_for);
     CHECK_EQ(bad.kind, BadLookup::kNone);
     if (bad.kind != BadLookup::kNone) return;
     for (size_t t = 0; t < batches.size(); ++t) {
