@@ -400,6 +400,13 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         if self._servers is not None:
             self._servers.flush_workers()
 
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # A checkpoint has the servers' variables, and has to have what workers hold. Restoring asks
+        # as well, which does no harm.
+        if save_type == "checkpoint" and tf.executing_eagerly():
+            self.flush_workers()
+        return super()._trackable_children(save_type, **kwargs)
+
     def lookup_on_servers(self, shard, ids):
         """Returns rows `[num_lookups, dim]` of the table that a shard is of; for its layer."""
         return self._servers.lookup(shard, ids)

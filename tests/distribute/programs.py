@@ -216,7 +216,7 @@ def fit(settings):
         "epochs": settings.get("epochs", 2),
         "steps_per_epoch": settings.get("steps", 50),
         # tf_keras takes no callbacks of batches on parameter servers.
-        "callbacks": [Telling(), *([Counting()] if _keras.IS_KERAS_3 else [])],
+        "callbacks": [Telling(), *([Counting()] if _keras.IS_KERAS_3 else backups(settings))],
         "validation_data": dataset(),
         "validation_steps": 10,
         "verbose": settings.get("verbose", 2),
@@ -238,11 +238,18 @@ def fit(settings):
         "history": {name: list(map(float, values)) for name, values in history.history.items()},
         "iterations": int(optimizer.iterations.numpy()),
         "num_batches": len(num_batches),
+        "num_epochs": len(history.epoch),
         "stats": stats_of(optimizer)["item"],
         "pulled_by": [int(n) for n in worker_counts(optimizer)[:, 0]],
         "devices": [shard.device for shard in layer._shards],
         "shapes": [list(shard.shape) for shard in layer._shards],
     }
+
+
+def backups(settings):
+    """Returns the callbacks with which tf_keras's `fit` goes on where an earlier one ended."""
+    folder = settings.get("folder")
+    return [] if folder is None else [keras.callbacks.BackupAndRestore(folder)]
 
 
 def train_alone(settings):

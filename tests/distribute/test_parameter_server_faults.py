@@ -84,6 +84,31 @@ def test_a_restart_goes_on_from_the_last_checkpoint(cluster, start, tmp_path, jo
     assert result["stats"]["num_lookups"] == result["iterations"] * 64 * 3
 
 
+@pytest.mark.skipif(_keras.IS_KERAS_3, reason="Keras 3's `fit` does not know parameter servers")
+@pytest.mark.parametrize("job", ["ps", "coordinator"])
+def test_fit_goes_on_from_tf_keras_backups(cluster, start, tmp_path, job):
+    settings = {"rule": "Adagrad", "policy": programs.SLEEPY, "folder": str(tmp_path)}
+    settings |= {"epochs": 200, "steps": 60, "no_validation": True}
+    run = start("fit", **settings)
+    run.wait_for("epoch 2 done", SECONDS)
+    if job == "ps":
+        cluster.kill("ps", 1)
+        assert run.process.wait(SECONDS) == 1
+        cluster.start("ps", 1)
+        cluster.wait_until_up("ps", 1)
+    else:
+        run.close()
+    num_done = run.log().count(" done ")
+    result = start("fit", **{**settings, "epochs": num_done + 3}).result(SECONDS)
+    # The last epoch may have been saved or not.
+    assert result["num_epochs"] in (3, 4)
+    assert result["iterations"] == 60 * (num_done + 3)
+    # What workers held when it was saved was saved as well.
+    stats = result["stats"]
+    assert stats["num_lookups"] == result["iterations"] * 64 * 3
+    assert stats["num_held_batches"] == stats["num_lost_batches"] == 0
+
+
 def test_workers_are_flushed_when_a_run_ends(cluster, start):
     result = start("sums", seconds=0, policy=programs.SLEEPY).result(SECONDS)
     assert result["before"]["num_held_batches"] > 0
