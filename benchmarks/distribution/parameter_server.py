@@ -116,43 +116,64 @@ def loopback_bytes():
 
 
 def _run(subject, args, folder):
-    with contextlib.ExitStack() as stack:
-        ports = _free_ports(args.workers + args.servers + 1)
-        addresses = [f"localhost:{port}" for port in ports]
-        cluster = {
-            "worker": addresses[: args.workers],
-            "ps": addresses[args.workers : -1],
-        }
-        tasks = [(job, i) for job in cluster for i in range(len(cluster[job]))]
-        for job, index in tasks:
-            command = [sys.executable, "-m", "tf_slipstream.server", "--task", f"{job}:{index}"]
-            command += ["--cluster", json.dumps(cluster)]
-            log = stack.enter_context(open(pathlib.Path(folder) / f"{job}{index}.log", "w"))
-            server = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
-            stack.callback(_end, server)
-        for job, index in tasks:
-            _wait_until_up(cluster[job][index])
-        config = {
-            "cluster": {**cluster, "chief": [addresses[-1]]},
-            "task": {"type": "chief", "index": 0},
-        }
-        options = {"folder": folder, "subject": subject, **vars(args)}
-        done = subprocess.run(
-            [sys.executable, str(PROGRAM), json.dumps(options, default=list)],
-            env=_environment(TF_CONFIG=json.dumps(config)),
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-    if done.returncode:
-        raise RuntimeError(f"{subject} failed:\n{done.stderr[-4000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
+    options = {"folder": folder, "subject": subject, **vars(args)}
+    # tf_keras, in the servers too.
+    with cluster(args.workers, args.servers, folder, TF_USE_LEGACY_KERAS="1") as environment:
+        result = run_program(PROGRAM, options, environment)
     result["predicted_bytes_per_step"] = predicted_bytes(args, result)
     return result
 
 
+@contextlib.contextmanager
+def cluster(num_workers, num_servers, folder, **more):
+    """Starts workers and parameter servers, which end with the `with` block.
+
+    Args:
+        num_workers: Positive integer.
+        num_servers: Positive integer, of parameter servers.
+        folder: Where their output goes.
+        **more: Environment variables of all.
+
+    Yields:
+        The environment of a coordinator, with its TF_CONFIG.
+    """
+    environment = _environment(**more)
+    with contextlib.ExitStack() as stack:
+        ports = _free_ports(num_workers + num_servers + 1)
+        addresses = [f"localhost:{port}" for port in ports]
+        jobs = {"worker": addresses[:num_workers], "ps": addresses[num_workers:-1]}
+        tasks = [(job, i) for job in jobs for i in range(len(jobs[job]))]
+        for job, index in tasks:
+            command = [sys.executable, "-m", "tf_slipstream.server", "--task", f"{job}:{index}"]
+            command += ["--cluster", json.dumps(jobs)]
+            log = stack.enter_context(open(pathlib.Path(folder) / f"{job}{index}.log", "w"))
+            server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            stack.callback(_end, server)
+        for job, index in tasks:
+            _wait_until_up(jobs[job][index])
+        config = {
+            "cluster": {**jobs, "chief": [addresses[-1]]},
+            "task": {"type": "chief", "index": 0},
+        }
+        yield {**environment, "TF_CONFIG": json.dumps(config)}
+
+
+def run_program(program, options, environment):
+    """Runs a Python file with its options as JSON; returns the JSON object in its last line."""
+    done = subprocess.run(
+        [sys.executable, str(program), json.dumps(options, default=list)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program} with {options} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _environment(**more):
-    quiet = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, **quiet, "PYTHONPATH": path, **more}
 

@@ -49,7 +49,7 @@ class SkipGuard(_keras.keras.callbacks.Callback):
             not watch it.
         tighten: In (0, 1).
         loosen: Above 1.
-        min_strictness: In (0, 1]; at 1/16 a policy of `max_sleep=32` sleeps 2 batches at most.
+        min_strictness: In (0, 1]; at 1/16 no row sleeps whose policy has a `max_sleep` below 32.
         patience: After so many epochs in a row with the metric behind, it acts; at least 1.
         loss_interval: Batches of a reading, at least 1. More where batches are small or their
             losses fluctuate.

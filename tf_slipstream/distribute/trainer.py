@@ -68,8 +68,10 @@ class ParameterServerTrainer:
 
         Args:
             x: A `tf.data.Dataset` of batches, or a function that makes one, called with a
-                `tf.distribute.InputContext` on each worker. Each worker reads all of it, for ever:
-                shuffle it, without a seed.
+                `tf.distribute.InputContext` on each worker. Each worker reads all of it, for ever,
+                and no worker knows which one it is: shuffle it well, without a seed, and without
+                a global one (`keras.utils.set_random_seed`, `tf.random.set_seed`), by which all
+                workers would shuffle alike and read the same batches.
             epochs: As `model.fit`'s.
             steps_per_epoch: Steps of all workers together in an epoch.
             callbacks: Keras callbacks. A batch's begin and end are those of its sending.

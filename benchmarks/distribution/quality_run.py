@@ -1,0 +1,135 @@
+"""One run of `distribution/quality.py`: trains, and prints a JSON object."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import keras
+import numpy as np
+import tensorflow as tf
+from quality import configurations, metrics
+from quality.data_sets import DATA_SETS
+from quality.training import OPTIMIZERS, RATES
+
+import tf_slipstream as slipstream
+
+BATCH_SIZES = {"criteo80k": 64, "synthetic": 512}
+EVALUATION_BATCH = 8192
+
+
+class ClickModel(keras.Model):
+    """From `(ids, dense)` to logits `[batch, 1]`."""
+
+    def __init__(self, data_set):
+        super().__init__()
+        # One lookup of each table, as the fields of a click log are.
+        self.tables = [
+            slipstream.SlipstreamEmbedding(table.num_rows, data_set.dim, name=table.name)
+            for table in data_set.tables
+        ]
+        self.dense_part = data_set.make_model(data_set.dim)
+        self.dense_layers = self.dense_part.layers
+
+    def call(self, inputs):
+        ids, dense = inputs
+        rows = [table(ids[:, i : i + 1]) for i, table in enumerate(self.tables)]
+        return self.dense_part(tf.concat(rows, axis=1), dense)[:, tf.newaxis]
+
+
+def main():
+    args = argparse.Namespace(**json.loads(sys.argv[1]))
+    strategy = make_strategy(args.way)
+    data_set = DATA_SETS[args.data](args)
+    batch_size = BATCH_SIZES[args.data]
+    examples, order = data_set.epoch(args.seed, 0)
+    num_steps = len(order) // batch_size
+
+    keras.utils.set_random_seed(args.seed)
+    with strategy.scope():
+        model = ClickModel(data_set)
+        model([part[:batch_size] for part in data_set.test[:2]])
+        optimizer = slipstream.SlipstreamOptimizer(
+            OPTIMIZERS[args.optimizer](RATES[args.data][args.optimizer]),
+            policy=configurations.parse(args.configuration).policy,
+        )
+        model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
+        optimizer.build(model.trainable_variables)
+
+    path = str(pathlib.Path(args.folder) / "batches")
+    write_batches(path, examples, order[: num_steps * batch_size], batch_size)
+
+    def dataset(context=None):
+        """Returns all batches: in order or, for workers of a cluster, in an order of each's own."""
+        batches = read_batches(path, examples, batch_size)
+        if context is not None:
+            # Workers do not know which of them they are. Two that read on from the same place would
+            # take every batch twice and half of them never.
+            batches = batches.shuffle(num_steps)
+        return batches.prefetch(4)
+
+    if args.way == "parameter_server":
+        tf.random.set_seed(None)  # with one, all workers would shuffle alike
+        trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+        trainer.fit(dataset, steps_per_epoch=num_steps, verbose=0)
+    else:
+        model.fit(dataset(), epochs=1, verbose=0)
+
+    ids, dense, labels = data_set.test
+    logits = []
+    for begin in range(0, len(ids), EVALUATION_BATCH):
+        part = slice(begin, begin + EVALUATION_BATCH)
+        logits.append(np.asarray(model((ids[part], dense[part])))[:, 0])
+    stats = optimizer.skip_stats().values()
+    stale = sum(one.num_deferred_lookups + one.num_skipped_lookups for one in stats)
+    result = {
+        **{name: getattr(args, name) for name in ("data", "configuration", "seed", "way")},
+        "optimizer": args.optimizer,
+        "auc": metrics.area_under_curve(labels.reshape(-1), np.concatenate(logits)),
+        "steps": int(optimizer.iterations.numpy()),
+        "lookups_saved": stale / sum(one.num_lookups for one in stats),
+    }
+    print(json.dumps(result))
+
+
+def make_strategy(way):
+    if way == "single":
+        return tf.distribute.get_strategy()
+    if way == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
+        )
+        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    return tf.distribute.ParameterServerStrategy(resolver)
+
+
+def write_batches(path, examples, order, batch_size):
+    """Writes examples in an order: of each batch the ids, dense features and labels."""
+    with open(path, "wb") as file:
+        for begin in range(0, len(order), batch_size):
+            for part in examples:
+                file.write(part[order[begin : begin + batch_size]].tobytes())
+
+
+def read_batches(path, examples, batch_size):
+    """Returns a `tf.data.Dataset` of what `write_batches` wrote."""
+    shapes = [(batch_size, *part.shape[1:]) for part in examples]
+    sizes = [part.dtype.itemsize * int(np.prod(shape)) for part, shape in zip(examples, shapes)]
+
+    def decode(record):
+        ends = np.cumsum(sizes)
+        ids, dense, labels = (
+            tf.reshape(tf.io.decode_raw(tf.strings.substr(record, end - size, size), kind), shape)
+            for end, size, shape, kind in zip(ends, sizes, shapes, (p.dtype for p in examples))
+        )
+        return (ids, dense), labels[:, tf.newaxis]
+
+    return tf.data.FixedLengthRecordDataset(path, sum(sizes)).map(decode)
+
+
+if __name__ == "__main__":
+    main()
