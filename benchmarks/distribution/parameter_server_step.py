@@ -19,7 +19,7 @@ from distribution.parameter_server import loopback_bytes
 STALE = {
     "min_updates": 5,
     "updates_per_sleep": 5,
-    "max_sleep": 32,
+    "max_sleep": 8,
     "window": 2,
     "threshold": 1e9,
     "refresh_every": 0,

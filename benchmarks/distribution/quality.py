@@ -9,10 +9,12 @@ A DLRM of `benchmarks/quality` trains as many steps as there are batches, by
     mirrored          `model.fit` under MirroredStrategy, each of two replicas half of a batch
     parameter_server  `ParameterServerTrainer.fit`, two workers that each shuffle all batches, so
                       that about a quarter are never seen and a quarter twice
+    resampled         `model.fit` on one device, on batches drawn as those of parameter_server
 
 Each run is a process of its own. Prints a line per run, appends it as JSON to
-results/distribution_quality.jsonl, and at last prints the AUC of each way against `single`, paired
-by seed: the mean and its standard error.
+results/distribution_quality.jsonl, and at last prints the AUC of each way less that of `single`,
+paired by seed: the mean and its standard error. What asynchronous training costs is the difference
+of the last two.
 """
 
 import argparse
@@ -31,7 +33,7 @@ import machine
 from distribution import parameter_server
 
 PROGRAM = pathlib.Path(__file__).with_name("quality_run.py")
-WAYS = ("single", "mirrored", "parameter_server")
+WAYS = ("single", "mirrored", "resampled", "parameter_server")
 
 
 def arguments(argv=None):

@@ -61,21 +61,26 @@ def main():
     path = str(pathlib.Path(args.folder) / "batches")
     write_batches(path, examples, order[: num_steps * batch_size], batch_size)
 
-    def dataset(context=None):
-        """Returns all batches: in order or, for workers of a cluster, in an order of each's own."""
-        batches = read_batches(path, examples, batch_size)
-        if context is not None:
-            # Workers do not know which of them they are. Two that read on from the same place would
-            # take every batch twice and half of them never.
-            batches = batches.shuffle(num_steps)
-        return batches.prefetch(4)
+    def batches():
+        return read_batches(path, examples, batch_size)
 
+    tf.random.set_seed(None)  # with one, all workers would shuffle alike
     if args.way == "parameter_server":
-        tf.random.set_seed(None)  # with one, all workers would shuffle alike
         trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
-        trainer.fit(dataset, steps_per_epoch=num_steps, verbose=0)
+        # Workers do not know which of them they are. Two that read on from the same place would
+        # take every batch twice and half of them never.
+        trainer.fit(
+            lambda context: batches().shuffle(num_steps).prefetch(4),
+            steps_per_epoch=num_steps,
+            verbose=0,
+        )
     else:
-        model.fit(dataset(), epochs=1, verbose=0)
+        once = batches()
+        if args.way == "resampled":
+            streams = [once.shuffle(num_steps) for _ in range(2)]
+            turns = tf.data.Dataset.range(2).repeat(num_steps)
+            once = tf.data.Dataset.choose_from_datasets(streams, turns).take(num_steps)
+        model.fit(once.prefetch(4), epochs=1, verbose=0)
 
     ids, dense, labels = data_set.test
     logits = []
@@ -95,7 +100,7 @@ def main():
 
 
 def make_strategy(way):
-    if way == "single":
+    if way in ("single", "resampled"):
         return tf.distribute.get_strategy()
     if way == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]

@@ -24,9 +24,10 @@ def test_every_way_takes_the_same_steps(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     results = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [one["way"] for one in results] == ["single", "mirrored", "parameter_server"]
-    assert [one["steps"] for one in results] == [8, 8, 8]
-    single, mirrored, _ = results
+    ways = ["single", "mirrored", "resampled", "parameter_server"]
+    assert [one["way"] for one in results] == ways
+    assert [one["steps"] for one in results] == [8] * 4
+    single, mirrored, *_ = results
     # Halves of a batch, summed, are the batch but for the order of sums.
     assert mirrored["auc"] == pytest.approx(single["auc"], abs=0.01)
     assert mirrored["lookups_saved"] == single["lookups_saved"] > 0

@@ -97,7 +97,9 @@ def sums(settings):
 
     train(100)
     while time.monotonic() < end:
-        train(1)
+        # What is scheduled must not run ahead of what is done: its queue takes 262,144 steps.
+        train(100)
+        coordinator.join()
     if settings.get("loses_a_worker"):
         # Until there is something to lose; then until it is known to be lost.
         while min(worker_counts(optimizer)[:, 2]) < 20:
