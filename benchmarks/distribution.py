@@ -19,6 +19,9 @@ from distribution import mirrored, parameter_server
 # The last one moves this process to a network of its own.
 PARTS = {"mirrored": mirrored, "parameter_server": parameter_server}
 
+# The legacy optimizer's figures are that program's own.
+SERVER_ARGUMENTS = ["--subjects", "tf_keras", "slipstream", "slipstream_stale"]
+
 
 def main():
     args = arguments()
@@ -27,7 +30,7 @@ def main():
     ratios = {}
     with open(args.output, "a") as file:
         for name in args.parts:
-            own = args if name == "mirrored" else parameter_server.arguments([])
+            own = args if name == "mirrored" else parameter_server.arguments(SERVER_ARGUMENTS)
             *_, last = _printed(PARTS[name], own, file)
             ratios |= last
     print(json.dumps(ratios))
@@ -50,7 +53,7 @@ def arguments():
     parser.add_argument("--rows", type=int, default=300_000, help="and what follows: of replicas")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--lookups", type=int, default=26 * 2048, help="of a replica: 26 fields")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=8, help="a period of the sleeping rows")
     parser.add_argument("--output", default=os.path.join("results", "distribution.jsonl"))
     return parser.parse_args()
