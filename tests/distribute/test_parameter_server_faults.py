@@ -26,6 +26,17 @@ def start(cluster):
         one.close()
 
 
+def end(cluster, run, job):
+    """Kills a run's coordinator, or a parameter server under it, which is then started again."""
+    if job == "coordinator":
+        run.close()
+        return
+    cluster.kill("ps", 1)
+    assert run.process.wait(SECONDS) == 1
+    cluster.start("ps", 1)
+    cluster.wait_until_up("ps", 1)
+
+
 def test_a_killed_worker_costs_no_step_and_may_come_back(cluster, start):
     run = start(
         "fit", rule="Adagrad", policy=programs.SLEEPY, epochs=6, steps=150, no_validation=True
@@ -66,14 +77,9 @@ def test_a_restart_goes_on_from_the_last_checkpoint(cluster, start, tmp_path, jo
     settings |= {"epochs": 200, "steps": 60, "no_validation": True}
     run = start("fit", **settings)
     run.wait_for("epoch 1 done", SECONDS)
+    end(cluster, run, job)
     if job == "ps":
-        cluster.kill("ps", 1)
-        assert run.process.wait(SECONDS) == 1
         assert "A parameter server does not answer" in run.log(), run.log()
-        cluster.start("ps", 1)
-        cluster.wait_until_up("ps", 1)
-    else:
-        run.close()
     # A save in the middle of which the server ended has left no trace here.
     done = max(int(path.stem.split("-")[1]) for path in tmp_path.glob("ckpt-*.index"))
     assert done >= 120
@@ -91,13 +97,7 @@ def test_fit_goes_on_from_tf_keras_backups(cluster, start, tmp_path, job):
     settings |= {"epochs": 200, "steps": 60, "no_validation": True}
     run = start("fit", **settings)
     run.wait_for("epoch 2 done", SECONDS)
-    if job == "ps":
-        cluster.kill("ps", 1)
-        assert run.process.wait(SECONDS) == 1
-        cluster.start("ps", 1)
-        cluster.wait_until_up("ps", 1)
-    else:
-        run.close()
+    end(cluster, run, job)
     num_done = run.log().count(" done ")
     result = start("fit", **{**settings, "epochs": num_done + 3}).result(SECONDS)
     # The last epoch may have been saved or not.
