@@ -208,7 +208,8 @@ def fit(settings):
 
     with strategy.scope():
         model, layer = click_model(settings)
-        optimizer = optimizer_of(getattr(keras.optimizers, settings["rule"])(0.05), settings)
+        rule = getattr(keras.optimizers, settings["rule"])(settings.get("rate", 0.05))
+        optimizer = optimizer_of(rule, settings)
         model.compile(
             optimizer, "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(name="auc")]
         )

@@ -63,12 +63,14 @@ def test_skipped_rows_are_neither_held_nor_sent(cluster):
 def test_fit_trains_counts_and_holds(cluster, partitioned):
     if partitioned and _keras.IS_KERAS_3:
         pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
-    result = run(cluster, "fit", rule="Adagrad", policy=programs.SLEEPY, partitioned=partitioned)
+    settings = {"policy": programs.SLEEPY, "partitioned": partitioned}
+    result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     history = result["history"]
     assert result["iterations"] == 100
     if _keras.IS_KERAS_3:
         assert result["num_batches"] == 100
     assert set(history) == {f"{v}{m}" for v in ("", "val_") for m in ("loss", "accuracy", "auc")}
+    # 0.89 to 0.95 in six runs: which steps the workers take side by side is chance.
     assert history["val_auc"][1] > 0.75, history
     assert history["loss"][1] < history["loss"][0]
     stats = result["stats"]
@@ -92,7 +94,7 @@ def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path):
 
 
 def test_fit_without_built_optimizer_trains_all_the_same(cluster):
-    result = run(cluster, "fit", rule="Adam", policy=programs.SLEEPY, build=False)
+    result = run(cluster, "fit", rule="Adam", rate=0.1, policy=programs.SLEEPY, build=False)
     assert result["iterations"] == 100
     assert result["stats"]["num_lookups"] > 0
     assert result["history"]["loss"][1] < result["history"]["loss"][0]
