@@ -9,6 +9,7 @@ int main() {
   slipstream::TestUpdateRows();
   slipstream::TestStaleness();
   slipstream::TestThreadTeam();
+  slipstream::TestGatherRows();
   slipstream::TestHugePages();
   slipstream::TestRowCache();
   if (slipstream::num_failures > 0) {

@@ -18,6 +18,7 @@
 namespace slipstream {
 
 // One function per kernel, called by main.
+void TestGatherRows();
 void TestHugePages();
 void TestRowCache();
 void TestLiveRows();

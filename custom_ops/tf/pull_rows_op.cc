@@ -1,9 +1,9 @@
 // PullRows: rows of a table on a parameter server, and for how long they sleep.
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
+#include "../kernels/gather_rows.h"
 #include "kernel_context.h"
 #include "table_variables.h"
 #include "tensorflow/core/framework/op.h"
@@ -89,17 +89,13 @@ class PullRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({num, dim}), &rows));
     OP_REQUIRES_OK(context,
                    context->allocate_output(1, TensorShape({num_policies_ * num}), &sleeps));
-    for (int64_t i = 0; i < num; ++i) {
-      OP_REQUIRES(context, 0 <= ids[i] && ids[i] < num_rows,
-                  InvalidArgument("table '", table_name_, "': id ", ids[i], " at position ", i,
-                                  " is not in [0, ", num_rows, ")"));
-    }
-    const float* from = table.flat<float>().data();
-    float* to = rows->flat<float>().data();
-    for (int64_t i = 0; i < num; ++i) {
-      if (i + kPrefetchRows < num) __builtin_prefetch(from + ids[i + kPrefetchRows] * dim);
-      std::memcpy(to + i * dim, from + ids[i] * dim, dim * sizeof(float));
-    }
+    ThreadTeam team = IntraOpTeam(context);
+    const int64_t bad =
+        GatherRows(table.tensor_data().data(), num_rows, dim * sizeof(float), ids, num,
+                   const_cast<char*>(rows->tensor_data().data()), team.parallel_for());
+    OP_REQUIRES(context, bad < 0,
+                InvalidArgument("table '", table_name_, "': id ", ids[bad], " at position ", bad,
+                                " is not in [0, ", num_rows, ")"));
     if (num_policies_ == 0) return;
     const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
     Staleness staleness{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
