@@ -87,7 +87,7 @@ def arguments():
     parser.add_argument(
         "--subjects", nargs="+", choices=SUBJECTS, help="default: what needs no other environment"
     )
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--max-seconds", type=float, default=10.0, help="of a subject's steps")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(

@@ -143,7 +143,7 @@ def milliseconds(rounds):
 
 
 def print_case(case, found, ours="slipstream"):
-    """Prints a line per subject: median, spread, ratio to ours, memory."""
+    """Prints a line per subject: median, spread, ratio to ours, memory, the processor's speed."""
     reference = milliseconds(found[ours]) if ours in found else None
     for name, rounds in found.items():
         times = milliseconds(rounds)
@@ -156,11 +156,14 @@ def print_case(case, found, ours="slipstream"):
         if "memory_before" in rounds[0]:
             memory = max(one["peak_memory"] - one["memory_before"] for one in rounds) / 1e6
             line += f" {memory:9.0f} MB"
+        if "loop_seconds" in rounds[0]:
+            loops = [1e3 * seconds for one in rounds for seconds in one["loop_seconds"]]
+            line += f"   {min(loops):.2f}-{max(loops):.2f}"
         print(line, flush=True)
 
 
 def print_header():
     print(
         f"{'case':>28} {'subject':>16} {'median ms':>9} {'10%':>9} {'90%':>9} {'to ours':>9}"
-        f" {'peak - start':>12}"
+        f" {'peak - start':>12}   fixed loop, ms"
     )
