@@ -57,6 +57,14 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             `"aggressive"`), or None: never.
         name: String.
 
+    Attributes:
+        worker_cache: What workers keep of tables on parameter servers, a
+            `distribute.WorkerCache`. To be set before the optimizer is built, as the next.
+        wire_dtype: In which rows and their gradients travel between workers and parameter servers,
+            `"float32"` or `"bfloat16"`: half of the bytes, each value rounded to 8 bits of
+            precision. Tables, slots and what is held stay float32. A `mixed_bfloat16` layer rounds
+            the rows that it looks up all the same.
+
     Raises:
         ValueError: For an `inner` without sparse rule, or with `use_ema` or
             `gradient_accumulation_steps`, which would read and write whole tables.
@@ -78,6 +86,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self.policy = policy
         self._rule = _update_rule(inner)
         self.worker_cache = parameter_server.WorkerCache()
+        self.wire_dtype = "float32"
         self._states = {}
         self._tables = list
         self._local_held = []

@@ -33,6 +33,7 @@ def optimizer_of(inner, settings):
     optimizer = slipstream.SlipstreamOptimizer(inner, policy=policy_of(settings))
     if "cache" in settings:
         optimizer.worker_cache = slipstream.distribute.WorkerCache(**settings["cache"])
+    optimizer.wire_dtype = settings.get("wire_dtype", "float32")
     return optimizer
 
 
@@ -163,6 +164,43 @@ def large_table(settings):
         "num_equal_rows": int(np.sum(np.all(first == second, axis=1))),
         "num_wrong": int(np.sum(before != table_of(layer))) + int(np.sum(looked_up != before[ids])),
         "saves_whole_table": saves_whole_table(layer, before),
+    }
+
+
+def wire(settings):
+    """One step of SGD with rate 1: what the lookup returned, and what the update changed."""
+    strategy = connect(settings.get("partitioned"))
+    rng = np.random.default_rng(0)
+    initial, grads = rng.normal(size=(2, NUM_ROWS, 4)).astype(np.float32)
+    with strategy.scope():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+        start = 0
+        for shard in layer._shards:
+            shard.assign(initial[start : start + shard.shape[0]])
+            start += shard.shape[0]
+
+    def step():
+        with tf.GradientTape() as tape:
+            rows = layer(tf.range(NUM_ROWS))
+            loss = tf.reduce_sum(rows * grads)
+        tables = [*layer._shards]
+        optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
+        return rows
+
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    rows = coordinator.schedule(tf.function(lambda: strategy.run(step))).fetch()
+
+    def num_wrong(found, dtype):
+        expected = [tf.cast(tf.cast(part, dtype), tf.float32) for part in (initial, grads)]
+        return int(np.sum(found != (expected[0] if found is rows else initial - expected[1])))
+
+    return {
+        "num_wrong_rows": num_wrong(rows, settings["wire_dtype"]),
+        "num_wrong_updates": num_wrong(table_of(layer), settings["wire_dtype"]),
+        "num_rounded": num_wrong(rows, "float32"),
     }
 
 

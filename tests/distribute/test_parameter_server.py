@@ -21,12 +21,18 @@ def run(cluster, name, **settings):
 
 
 @pytest.mark.parametrize(
-    "policy, cache",
-    [(None, {}), (programs.SLEEPY, {}), (programs.SLEEPY, {"num_bytes": 0})],
-    ids=["no policy", "held by workers", "held by servers"],
+    "policy, cache, wire_dtype",
+    [
+        (None, {}, "float32"),
+        (None, {}, "bfloat16"),  # which has whole numbers up to 256
+        (programs.SLEEPY, {}, "float32"),
+        (programs.SLEEPY, {"num_bytes": 0}, "float32"),
+    ],
+    ids=["no policy", "no policy, bfloat16", "held by workers", "held by servers"],
 )
-def test_no_update_is_lost_where_workers_write_the_same_rows(cluster, policy, cache):
-    result = run(cluster, "sums", seconds=SECONDS, policy=policy, cache=cache)
+def test_no_update_is_lost_where_workers_write_the_same_rows(cluster, policy, cache, wire_dtype):
+    settings = {"policy": policy, "cache": cache, "wire_dtype": wire_dtype}
+    result = run(cluster, "sums", seconds=SECONDS, **settings)
     assert result["num_wrong"] == 0, result
     assert result["missing"] == 0
     assert result["iterations"] == result["steps"]
@@ -57,6 +63,14 @@ def test_skipped_rows_are_neither_held_nor_sent(cluster):
     stats = run(cluster, "sums", seconds=0, policy=policy)["after"]
     assert stats["num_skipped_lookups"] > 0
     assert stats["num_deferred_lookups"] == stats["num_held_batches"] == 0
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
+    partitioned = not _keras.IS_KERAS_3
+    result = run(cluster, "wire", wire_dtype=wire_dtype, partitioned=partitioned)
+    assert result["num_wrong_rows"] == result["num_wrong_updates"] == 0
+    assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("partitioned", [False, True])

@@ -49,6 +49,11 @@ def test_a_tables_shards_follow_each_other():
     assert a.cache.name != b.cache.name and a.cache.clip_value == 0.5
 
 
+def test_a_dtype_that_rows_cannot_travel_in_is_named():
+    with pytest.raises(ValueError, match='`wire_dtype` must be "float32" or "bfloat16".*float16'):
+        server_tables({"a": [shard(5, 8)]}, WorkerCache(), 0.0, "float16")
+
+
 def test_statistics_of_shards_add_up_but_for_their_threshold():
     one = SkipStats(10, 1, 2, 8, 1, 2, 3, 100, 2.0)
     assert sum_stats([one, one]) == SkipStats(20, 2, 4, 16, 2, 4, 6, 200, 2.0)

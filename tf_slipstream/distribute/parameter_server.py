@@ -146,10 +146,11 @@ class ServerTable:
         capacity: Rows that a worker may keep.
         max_age: As `WorkerCache`'s.
         clip_value: Bound on each element of a batch's gradient, 0 for none.
+        wire_dtype: In which rows and gradients travel.
     """
 
-    def __init__(self, states, name, capacity, max_age, clip_value):
-        self.states, self.name = states, name
+    def __init__(self, states, name, capacity, max_age, clip_value, wire_dtype):
+        self.states, self.name, self._wire_dtype = states, name, wire_dtype
         starts = itertools.accumulate((state.num_rows for state in states), initial=0)
         self.cache = RowCache(
             name=f"{next(_number)}/{name}",
@@ -173,7 +174,8 @@ class ServerTable:
             ids: int `[num_lookups]`.
             step: int64 scalar.
         """
-        found = pull_rows(self.cache, self.states, tf.cast(ids, tf.int64), step)
+        ids = tf.cast(ids, tf.int64)
+        found = pull_rows(self.cache, self.states, ids, step, self._wire_dtype)
         graph = _graph()
         self._num_lookups[graph] = self._num_lookups.get(graph, 0) + 1
 
@@ -246,27 +248,36 @@ class ServerTable:
     def push(self, gradient, step):
         """Returns a `Push` per shard for a `SummedGradient`."""
         with tf.control_dependencies(gradient.stored):
-            return push_rows(self.cache, gradient.ids, gradient.values, gradient.num_lookups, step)
+            return self._push(gradient.ids, gradient.values, gradient.num_lookups, step)
 
     def flush(self, step):
         """Returns all that this device holds, as a `Push` per shard, and forgets every row."""
         nothing = tf.zeros([0], tf.int64)
         rows = tf.zeros([0, self.cache.dim])
-        return push_rows(self.cache, nothing, rows, tf.zeros([0], tf.int32), step, flush=True)
+        return self._push(nothing, rows, tf.zeros([0], tf.int32), step, flush=True)
+
+    def _push(self, *args, **kwargs):
+        return push_rows(self.cache, self.states, *args, self._wire_dtype, **kwargs)
 
     def cache_stats(self):
         counts = sum(state.worker_counters.numpy()[:, :4].sum(axis=0) for state in self.states)
         return CacheStats(*map(int, counts))
 
 
-def server_tables(groups, worker_cache, clip_value):
+def server_tables(groups, worker_cache, clip_value, wire_dtype="float32"):
     """Returns `ServerTable`s, and divides a worker's memory between them.
 
     Args:
         groups: Dict from a table's name to its shards' `TableState`s.
         worker_cache: `WorkerCache`.
         clip_value: As `ServerTable`'s.
+        wire_dtype: "float32" or "bfloat16".
+
+    Raises:
+        ValueError: For another `wire_dtype`.
     """
+    if wire_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f'`wire_dtype` must be "float32" or "bfloat16", got {wire_dtype!r}.')
     # Only rows in a pool sleep.
     wanted = {
         name: sum(pool_capacity(s.policy, s.num_rows) for s in states if s.policy is not None)
@@ -278,7 +289,14 @@ def server_tables(groups, worker_cache, clip_value):
     wanted_bytes = sum(wanted[name] * row_bytes[name] for name in groups)
     share = min(1.0, worker_cache.num_bytes / wanted_bytes) if wanted_bytes else 0.0
     return [
-        ServerTable(states, name, int(share * wanted[name]), worker_cache.max_age, clip_value)
+        ServerTable(
+            states,
+            name,
+            int(share * wanted[name]),
+            worker_cache.max_age,
+            clip_value,
+            wire_dtype,
+        )
         for name, states in groups.items()
     ]
 

@@ -34,7 +34,9 @@ class TablesOnServers:
             for variable, state in pairs
         }
         clip_value = float(optimizer.inner_optimizer.clipvalue or 0)
-        tables = server_tables(self.states, optimizer.worker_cache, clip_value)
+        tables = server_tables(
+            self.states, optimizer.worker_cache, clip_value, optimizer.wire_dtype
+        )
         self._tables = {table.name: table for table in tables}
         self._by_shard = {id(state.table): table for table in tables for state in table.states}
         self._steps = weakref.WeakKeyDictionary()  # by the graph of a step

@@ -59,7 +59,7 @@ class RowCache:
         }
 
 
-def pull_rows(cache, states, ids, step):
+def pull_rows(cache, states, ids, step, wire_dtype):
     """Looks rows up in the cache and, those that are not there, on the servers.
 
     Args:
@@ -67,6 +67,7 @@ def pull_rows(cache, states, ids, step):
         states: The shards' `TableState`s.
         ids: int64 `[num_lookups]`.
         step: int64 scalar.
+        wire_dtype: In which rows travel.
 
     Returns:
         `FoundRows`.
@@ -97,7 +98,8 @@ def pull_rows(cache, states, ids, step):
                 dim=cache.dim,
                 table_name=state.name,
             )
-        rows.append(pulled.rows)
+            sent = tf.cast(pulled.rows, wire_dtype)
+        rows.append(tf.cast(sent, tf.float32))
         sleeps.append(pulled.sleeps)
     stored = []
     if cache.capacity:
@@ -113,19 +115,21 @@ def _pull_rows_gradient(op, rows_grad, _):
     return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
 
 
-def push_rows(cache, ids, grads, num_lookups, step, flush=False):
+def push_rows(cache, states, ids, grads, num_lookups, step, wire_dtype, flush=False):
     """Holds what can wait, and returns what must go to the servers.
 
     Args:
         cache: `RowCache`.
+        states: The shards' `TableState`s.
         ids: int64 `[num_ids]`, distinct.
         grads: float32 `[num_ids, dim]`, summed over the batch.
         num_lookups: int32 `[num_ids]`.
         step: int64 scalar.
+        wire_dtype: In which gradients travel.
         flush: Whether all that is held must go, and all be forgotten.
 
     Returns:
-        A `Push` per shard.
+        A `Push` per shard, its `grads` on the shard's server.
     """
     outputs = native_ops().slipstream_row_cache_push(
         ids,
@@ -138,7 +142,13 @@ def push_rows(cache, ids, grads, num_lookups, step, flush=False):
         table_name=cache.table_name,
         **cache._attributes(),
     )
-    return [Push(*parts) for parts in zip(*outputs, strict=True)]
+    pushes = []
+    for state, parts in zip(states, zip(*outputs, strict=True), strict=True):
+        push = Push(*parts)
+        sent = tf.cast(push.grads, wire_dtype)
+        with tf.device(state.table.device):
+            pushes.append(push._replace(grads=tf.cast(sent, tf.float32)))
+    return pushes
 
 
 def native_ops():
