@@ -287,6 +287,30 @@ def fit(settings):
     }
 
 
+def fit_shared(settings):
+    """Steps on data that workers share: SGD with rate 1 counts how often each id comes."""
+    strategy = connect()
+    with strategy.scope():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        model = Lookup(layer)
+        model(tf.zeros([1], tf.int64))
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        model.compile(optimizer, loss=lambda labels, rows: -tf.reduce_sum(rows))
+        optimizer.build(model.trainable_variables)
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    address = dispatcher.target.split("://")[1]
+    data_server = service.WorkerServer(service.WorkerConfig(dispatcher_address=address))
+    batches = tf.data.Dataset.range(NUM_ROWS).map(lambda i: ([i], [i]))
+    shared = batches.apply(
+        service.distribute(service.ShardingPolicy.OFF, dispatcher.target, job_name="training")
+    )
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+    trainer.fit(shared, epochs=2, steps_per_epoch=settings["steps"] // 2, verbose=0)
+    del data_server
+    return {"counts": table_of(layer)[:, 0].astype(int).tolist()}
+
+
 def backups(settings):
     """Returns the callbacks with which tf_keras's `fit` goes on where an earlier one ended."""
     folder = settings.get("folder")

@@ -73,6 +73,14 @@ def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a loop of its own")
+def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
+    counts = run(cluster, "fit_shared", steps=200)["counts"]
+    assert sum(counts) == 200 and max(counts) == 1
+    # A worker may have taken some that it has not come to.
+    assert counts[:100] == [1] * 100
+
+
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_fit_trains_counts_and_holds(cluster, partitioned):
     if partitioned and _keras.IS_KERAS_3:

@@ -69,9 +69,11 @@ class ParameterServerTrainer:
         Args:
             x: A `tf.data.Dataset` of batches, or a function that makes one, called with a
                 `tf.distribute.InputContext` on each worker. Each worker reads all of it, for ever,
-                and no worker knows which one it is: shuffle it well, without a seed, and without
-                a global one (`keras.utils.set_random_seed`, `tf.random.set_seed`), by which all
-                workers would shuffle alike and read the same batches.
+                and no worker knows which one it is. So that each example is seen once, let workers
+                share it: a dataset of `tf.data.experimental.service.distribute` with a `job_name`.
+                Else shuffle it well, without a seed, and without a global one
+                (`keras.utils.set_random_seed`, `tf.random.set_seed`), by which all workers would
+                shuffle alike and read the same batches.
             epochs: As `model.fit`'s.
             steps_per_epoch: Steps of all workers together in an epoch.
             callbacks: Keras callbacks. A batch's begin and end are those of its sending.
@@ -140,8 +142,8 @@ class ParameterServerTrainer:
         with self.strategy.scope():
             model.optimizer.build(model.trainable_variables)
             data = x(tf.distribute.InputContext()) if callable(x) else x
-            batch = next(iter(data))
-            model.test_step(batch)
+            # Traced, not run: a batch read here would be one less where workers share their data.
+            tf.function(model.test_step).get_concrete_function(data.element_spec)
         model.reset_metrics()
 
     def _iterator(self, x):
