@@ -30,7 +30,13 @@ import workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name("parameter_server_step.py")
-SUBJECTS = ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_stale")
+OURS = {  # and what the names of their ratios end in
+    "slipstream": "",
+    "slipstream_stale": "_stale",
+    "slipstream_bfloat16": "_bfloat16",
+    "slipstream_stale_bfloat16": "_stale_bfloat16",
+}
+SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
@@ -67,11 +73,11 @@ def ratios(found):
     """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer."""
     ratio = {}
     for stock, against in (("tf_keras", ""), ("tf_keras_legacy", "_legacy")):
-        for ours, stale in (("slipstream", ""), ("slipstream_stale", "_stale")):
+        for ours, end in OURS.items():
             if ours not in found or stock not in found:
                 continue
             theirs, mine = found[stock], found[ours]
-            names = [f"ps_{what}_ratio{stale}{against}" for what in ("bytes", "step")]
+            names = [f"ps_{what}_ratio{end}{against}" for what in ("bytes", "step")]
             ratio[names[0]] = theirs["bytes_per_step"] / mine["bytes_per_step"]
             ratio[names[1]] = theirs["milliseconds"][1] / mine["milliseconds"][1]
     return {name: round(value, 2) for name, value in ratio.items()}
@@ -84,7 +90,9 @@ def predicted_bytes(args, result):
         pushed = lookups if result["subject"] == "tf_keras_legacy" else result["distinct_rows"]
         # Ids are int64, those of a push and the lookups'.
         return lookups * (8 + row) + pushed * (8 + row)
-    with_policy = result["subject"] == "slipstream_stale"
+    with_policy = "stale" in result["subject"]
+    if result["subject"].endswith("bfloat16"):
+        row //= 2
     pulled = result["pulled_rows"] * (4 + row + 4 * with_policy)
     return pulled + result["pushed_rows"] * (4 + row + 8)
 
@@ -207,7 +215,7 @@ def line(result):
     """Returns a result as a line for people."""
     low, median, high = result["milliseconds"]
     return (
-        f"{result['subject']:>17} {result['bytes_per_step'] / 1024:8.0f} KiB a worker's step "
+        f"{result['subject']:>25} {result['bytes_per_step'] / 1024:8.0f} KiB a worker's step "
         f"(model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
         f"({low:.1f}-{high:.1f}); {result['saved']}"
     )

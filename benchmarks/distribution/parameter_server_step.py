@@ -96,9 +96,10 @@ def main():
 def make(args):
     """Returns a layer with `embeddings`, and its optimizer."""
     if args.subject.startswith("slipstream"):
-        policy = slipstream.StalenessPolicy(**STALE) if args.subject.endswith("stale") else None
+        policy = slipstream.StalenessPolicy(**STALE) if "stale" in args.subject else None
         layer = slipstream.SlipstreamEmbedding(args.rows, args.dim, name="table")
         optimizer = slipstream.SlipstreamOptimizer(tf_keras.optimizers.Adagrad(0.05), policy=policy)
+        optimizer.wire_dtype = "bfloat16" if args.subject.endswith("bfloat16") else "float32"
     else:
         layer = tf_keras.layers.Embedding(args.rows, args.dim, name="table")
         module = tf_keras.optimizers

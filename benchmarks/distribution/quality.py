@@ -7,14 +7,14 @@ A DLRM of `benchmarks/quality` trains as many steps as there are batches, by
 
     single            `model.fit` on one device, each batch once, in an order that a seed decides
     mirrored          `model.fit` under MirroredStrategy, each of two replicas half of a batch
-    parameter_server  `ParameterServerTrainer.fit`, two workers that each shuffle all batches, so
-                      that about a quarter are never seen and a quarter twice
-    resampled         `model.fit` on one device, on batches drawn as those of parameter_server
+    delayed           on one device, the gradients of two batches computed before either is applied,
+                      as two workers would that are always equally fast
+    parameter_server  `ParameterServerTrainer.fit`, two workers that take the same batches in the
+                      same order, each batch by whichever asks first (tf.data's service)
 
 Each run is a process of its own. Prints a line per run, appends it as JSON to
 results/distribution_quality.jsonl, and at last prints the AUC of each way less that of `single`,
-paired by seed: the mean and its standard error. What asynchronous training costs is the difference
-of the last two.
+paired by seed: the mean and its standard error.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import machine
 from distribution import parameter_server
 
 PROGRAM = pathlib.Path(__file__).with_name("quality_run.py")
-WAYS = ("single", "mirrored", "resampled", "parameter_server")
+WAYS = ("single", "mirrored", "delayed", "parameter_server")
 
 
 def arguments(argv=None):
@@ -46,6 +46,8 @@ def arguments(argv=None):
     parser.add_argument("--test-examples", type=int, default=200_000, help="the same")
     parser.add_argument("--cardinalities", type=int, nargs="+", help="the same")
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], default="adagrad")
+    parser.add_argument("--learning-rate", type=float, help="not that of benchmarks/quality")
+    parser.add_argument("--wire-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--configurations", nargs="+", default=["none", "default"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)

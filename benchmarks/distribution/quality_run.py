@@ -1,6 +1,7 @@
 """One run of `distribution/quality.py`: trains, and prints a JSON object."""
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -51,36 +52,26 @@ def main():
     with strategy.scope():
         model = ClickModel(data_set)
         model([part[:batch_size] for part in data_set.test[:2]])
+        rate = args.learning_rate or RATES[args.data][args.optimizer]
         optimizer = slipstream.SlipstreamOptimizer(
-            OPTIMIZERS[args.optimizer](RATES[args.data][args.optimizer]),
-            policy=configurations.parse(args.configuration).policy,
+            OPTIMIZERS[args.optimizer](rate), policy=configurations.parse(args.configuration).policy
         )
+        optimizer.wire_dtype = args.wire_dtype
         model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
         optimizer.build(model.trainable_variables)
 
     path = str(pathlib.Path(args.folder) / "batches")
     write_batches(path, examples, order[: num_steps * batch_size], batch_size)
 
-    def batches():
-        return read_batches(path, examples, batch_size)
-
-    tf.random.set_seed(None)  # with one, all workers would shuffle alike
+    batches = read_batches(path, examples, batch_size)
     if args.way == "parameter_server":
         trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
-        # Workers do not know which of them they are. Two that read on from the same place would
-        # take every batch twice and half of them never.
-        trainer.fit(
-            lambda context: batches().shuffle(num_steps).prefetch(4),
-            steps_per_epoch=num_steps,
-            verbose=0,
-        )
+        with shared(batches) as dataset:
+            trainer.fit(dataset, steps_per_epoch=num_steps, verbose=0)
+    elif args.way == "delayed":
+        fit_delayed(model, batches)
     else:
-        once = batches()
-        if args.way == "resampled":
-            streams = [once.shuffle(num_steps) for _ in range(2)]
-            turns = tf.data.Dataset.range(2).repeat(num_steps)
-            once = tf.data.Dataset.choose_from_datasets(streams, turns).take(num_steps)
-        model.fit(once.prefetch(4), epochs=1, verbose=0)
+        model.fit(batches.prefetch(4), epochs=1, verbose=0)
 
     ids, dense, labels = data_set.test
     logits = []
@@ -92,6 +83,8 @@ def main():
     result = {
         **{name: getattr(args, name) for name in ("data", "configuration", "seed", "way")},
         "optimizer": args.optimizer,
+        "learning_rate": rate,
+        "wire_dtype": args.wire_dtype,
         "auc": metrics.area_under_curve(labels.reshape(-1), np.concatenate(logits)),
         "steps": int(optimizer.iterations.numpy()),
         "lookups_saved": stale / sum(one.num_lookups for one in stats),
@@ -100,7 +93,7 @@ def main():
 
 
 def make_strategy(way):
-    if way in ("single", "resampled"):
+    if way in ("single", "delayed"):
         return tf.distribute.get_strategy()
     if way == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -110,6 +103,38 @@ def make_strategy(way):
         return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     return tf.distribute.ParameterServerStrategy(resolver)
+
+
+@contextlib.contextmanager
+def shared(dataset):
+    """Yields a dataset of which each element goes to one worker, whichever asks first."""
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    server = service.WorkerServer(
+        service.WorkerConfig(dispatcher_address=dispatcher.target.split("://")[1])
+    )
+    yield dataset.apply(
+        service.distribute(service.ShardingPolicy.OFF, dispatcher.target, job_name="training")
+    )
+    del server, dispatcher
+
+
+def fit_delayed(model, batches):
+    """Trains as two workers in step do: both read the weights, then both apply their gradients."""
+    variables = model.trainable_variables
+
+    def gradients(inputs, labels):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(inputs, labels, model(inputs, training=True))
+        return tape.gradient(loss, [variable.value for variable in variables])
+
+    @tf.function
+    def step(first, second):
+        for grads in [gradients(*first), gradients(*second)]:
+            model.optimizer.apply_gradients(zip(grads, variables))
+
+    for first, second in tf.data.Dataset.zip(batches.shard(2, 0), batches.shard(2, 1)):
+        step(first, second)
 
 
 def write_batches(path, examples, order, batch_size):
