@@ -68,7 +68,9 @@ BadRow RowCache::Find(const int64_t* ids, int64_t num_lookups, int64_t step, int
     ++lookups[places[at]];
   }
   const int64_t num = static_cast<int64_t>(found.size());
-  std::vector<int32_t> group(num), place(num);
+  std::vector<int32_t> group(num);
+  std::vector<int32_t>& place = distinct->order;
+  place.resize(num);
   std::vector<int64_t> next(shards_.num() + 2, 0);
   for (int64_t i = 0; i < num; ++i) {
     const int shard = shards_.of(found[i]);

@@ -49,6 +49,7 @@ class RowCache {
   struct Distinct {
     std::vector<int64_t> ids;
     std::vector<int32_t> num_lookups;  // of each id
+    std::vector<int32_t> order;        // places in `ids`, in order of first appearance
     int64_t num_cached = 0;
     std::vector<int64_t> num_pulled;  // per shard
   };

@@ -45,6 +45,13 @@ void TestCapacity(int64_t capacity) {
     for (size_t i = 0; i < lookups.size(); ++i) {
       CHECK(distinct.ids[inverse[i]] == lookups[i]);
     }
+    // Each id is named once in the order of first appearance.
+    CHECK(distinct.order.size() == distinct.ids.size());
+    size_t num_named = 0;
+    for (const int32_t place : inverse) {
+      if (num_named < distinct.order.size() && distinct.order[num_named] == place) ++num_named;
+    }
+    CHECK(num_named == distinct.order.size());
     std::vector<float> cached(distinct.num_cached * kDim);
     cache.CopyCached(distinct.ids.data(), distinct.num_cached, cached.data());
     int64_t next = distinct.num_cached;

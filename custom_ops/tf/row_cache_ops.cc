@@ -52,6 +52,7 @@ REGISTER_OP("Slipstream>RowCacheFind")
     .Output("num_lookups: int32")
     .Output("cached: float")
     .Output("pulls: num_shards * int32")
+    .Output("order: int32")
     .Attr("num_shards: int >= 1")
     .Attr("max_age: int >= 0")
     .Attr("table_name: string")
@@ -69,6 +70,7 @@ ids: [num_ids]; those that are cached come first, then those of the first shard'
 num_lookups: [num_ids], how often each was looked up.
 cached: [num_cached, dim].
 pulls: Per shard, ids in it.
+order: [num_ids], the places of the ids, in order of first appearance.
 )doc");
 
 REGISTER_OP("Slipstream>RowCacheStore")
@@ -209,6 +211,10 @@ class RowCacheFindOp : public RowCacheOp {
     std::memcpy(ids->flat<int64_t>().data(), distinct.ids.data(), num * sizeof(int64_t));
     std::memcpy(counts->flat<int32_t>().data(), distinct.num_lookups.data(), num * sizeof(int32_t));
     cache->CopyCached(distinct.ids.data(), distinct.num_cached, cached->flat<float>().data());
+    Tensor* order;
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(4 + shards_.num(), TensorShape({num}), &order));
+    std::memcpy(order->flat<int32_t>().data(), distinct.order.data(), num * sizeof(int32_t));
     OpOutputList pulls;
     OP_REQUIRES_OK(context, context->output_list("pulls", &pulls));
     const int64_t* next = distinct.ids.data() + distinct.num_cached;

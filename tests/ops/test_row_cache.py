@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from tf_slipstream.ops.row_cache import RowCache, native_ops, push_rows
+from tf_slipstream.ops.row_cache import RowCache, native_ops, push_rows, sum_gradients
 
 NUM_ROWS, DIM = 12, 3
 _names = (f"test{i}" for i in itertools.count())
@@ -90,6 +90,26 @@ def test_each_row_is_asked_for_once_from_its_shard():
     assert distinct.tolist() == [0, 4, 7, 5, 11]
     assert num_lookups.tolist() == [2, 1, 3, 1, 1]
     assert cached.shape == (0, DIM)
+
+
+def test_summed_gradients_come_in_the_order_in_which_ids_were_found():
+    ids = [7, 0, 7, 4, 5, 11, 0, 7]
+    cache, grads = cache_of(), np.arange(8 * DIM, dtype=np.float32).reshape(8, DIM)
+    found = native_ops().slipstream_row_cache_find(
+        ids, 1, num_shards=2, max_age=0, table_name="user", **cache._attributes()
+    )
+    distinct, sums = sum_gradients(cache, tf.constant(ids, tf.int64), grads)
+    assert distinct.numpy().tolist() == [7, 0, 4, 5, 11]
+    assert np.array_equal(distinct, tf.gather(found.ids, found.order))
+    for one, total in zip(distinct.numpy(), sums.numpy()):
+        assert np.array_equal(total, grads[np.array(ids) == one].sum(axis=0))
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    grads = np.ones([2, DIM], np.float32)
+    grads[1, 2] = np.nan
+    with pytest.raises(tf.errors.InvalidArgumentError, match="'user': the gradient of row 8"):
+        sum_gradients(cache_of(), tf.constant([3, 8], tf.int64), grads)
 
 
 @pytest.mark.parametrize("ids", [[], [3], [11] * 5])

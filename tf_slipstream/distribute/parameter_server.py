@@ -7,7 +7,13 @@ import weakref
 
 import tensorflow as tf
 
-from tf_slipstream.ops.row_cache import RowCache, native_ops, pull_rows, push_rows
+from tf_slipstream.ops.row_cache import (
+    RowCache,
+    native_ops,
+    pull_rows,
+    push_rows,
+    sum_gradients,
+)
 from tf_slipstream.ops.staleness import pool_capacity
 
 _ENTRY_BYTES = 96  # of a cached row, beside its value and its held gradient
@@ -188,12 +194,13 @@ class ServerTable:
                         "that computes its gradient. On parameter servers call the model, the tape "
                         "and the optimizer in one tf.function."
                     )
-                num_ids = tf.size(found.ids)
-                sums = tf.math.unsorted_segment_sum(rows_grad, found.inverse, num_ids)
+                distinct, sums = sum_gradients(self.cache, ids, rows_grad)
+                num_lookups = tf.gather(found.num_lookups, found.order)
                 self._gradients.setdefault(graph, []).append(
-                    SummedGradient(found.ids, sums, found.num_lookups, found.stored)
+                    SummedGradient(distinct, sums, num_lookups, found.stored)
                 )
-                return tf.split(sums, [tf.shape(part)[0] for part in parts])
+                by_part = tf.scatter_nd(found.order[:, tf.newaxis], sums, tf.shape(sums))
+                return tf.split(by_part, [tf.shape(part)[0] for part in parts])
 
             return tf.gather(tf.concat(parts, axis=0), found.inverse), grad
 
@@ -257,7 +264,12 @@ class ServerTable:
         return self._push(nothing, rows, tf.zeros([0], tf.int32), step, flush=True)
 
     def _push(self, *args, **kwargs):
-        return push_rows(self.cache, self.states, *args, self._wire_dtype, **kwargs)
+        pushes = []
+        for state, push in zip(self.states, push_rows(self.cache, *args, **kwargs), strict=True):
+            sent = tf.cast(push.grads, self._wire_dtype)
+            with tf.device(state.table.device):
+                pushes.append(push._replace(grads=tf.cast(sent, tf.float32)))
+        return pushes
 
     def cache_stats(self):
         counts = sum(state.worker_counters.numpy()[:, :4].sum(axis=0) for state in self.states)

@@ -13,10 +13,10 @@ from tf_slipstream.ops import _library
 from tf_slipstream.ops.live_slices import policy_handles
 
 # What a worker found in a batch: `parts`, joined the rows of its distinct ids; `inverse` int32,
-# each lookup's place among them; `ids` int64 and `num_lookups` int32 `[num_ids]`; `stored`: what a
-# push must wait for.
+# each lookup's place among them; `num_lookups` int32 `[num_ids]`; `order` int32 `[num_ids]`, the
+# ids' places in order of first appearance; `stored`: what a push must wait for.
 FoundRows = collections.namedtuple(
-    "FoundRows", ["parts", "inverse", "ids", "num_lookups", "stored"]
+    "FoundRows", ["parts", "inverse", "num_lookups", "order", "stored"]
 )
 
 # Of a shard: local `ids` int32, `grads`, `batches` int32 `[num_ids, 2]` and `counts` int64 `[11]`,
@@ -59,7 +59,7 @@ class RowCache:
         }
 
 
-def pull_rows(cache, states, ids, step, wire_dtype):
+def pull_rows(cache, states, ids, step, wire_dtype="float32"):
     """Looks rows up in the cache and, those that are not there, on the servers.
 
     Args:
@@ -73,7 +73,7 @@ def pull_rows(cache, states, ids, step, wire_dtype):
         `FoundRows`.
     """
     ops = native_ops()
-    inverse, distinct, num_lookups, cached, pulls = ops.slipstream_row_cache_find(
+    inverse, distinct, num_lookups, cached, pulls, order = ops.slipstream_row_cache_find(
         ids,
         step,
         num_shards=len(states),
@@ -105,7 +105,7 @@ def pull_rows(cache, states, ids, step, wire_dtype):
     if cache.capacity:
         kept = ops.slipstream_row_cache_store(distinct, rows, sleeps, step, **cache._attributes())
         stored = [kept]
-    return FoundRows([cached, *rows], inverse, distinct, num_lookups, stored)
+    return FoundRows([cached, *rows], inverse, num_lookups, order, stored)
 
 
 @tf.RegisterGradient("Slipstream>PullRows")
@@ -115,21 +115,49 @@ def _pull_rows_gradient(op, rows_grad, _):
     return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
 
 
-def push_rows(cache, states, ids, grads, num_lookups, step, wire_dtype, flush=False):
+def sum_gradients(cache, ids, grads):
+    """Sums the gradients of each id.
+
+    Args:
+        cache: `RowCache`.
+        ids: int64 `[num_lookups]`.
+        grads: float32 `[num_lookups, dim]`.
+
+    Returns:
+        Distinct ids int64 `[num_ids]`, in order of first appearance, and float32 `[num_ids, dim]`,
+        summed in batch order.
+
+    Raises:
+        tf.errors.InvalidArgumentError: For a sum that is NaN or infinite.
+    """
+    (distinct,), (sums,) = native_ops().slipstream_live_slices(
+        row_states=[],
+        pool_ints=[],
+        pool_floats=[],
+        policy_states=[],
+        indices=[ids],
+        grads=[grads],
+        step=tf.zeros([], tf.int64),
+        policy_tables=[],
+        table_names=[cache.table_name],
+        num_rows=[cache.row_starts[-1]],
+    )
+    return distinct, sums
+
+
+def push_rows(cache, ids, grads, num_lookups, step, flush=False):
     """Holds what can wait, and returns what must go to the servers.
 
     Args:
         cache: `RowCache`.
-        states: The shards' `TableState`s.
         ids: int64 `[num_ids]`, distinct.
         grads: float32 `[num_ids, dim]`, summed over the batch.
         num_lookups: int32 `[num_ids]`.
         step: int64 scalar.
-        wire_dtype: In which gradients travel.
         flush: Whether all that is held must go, and all be forgotten.
 
     Returns:
-        A `Push` per shard, its `grads` on the shard's server.
+        A `Push` per shard.
     """
     outputs = native_ops().slipstream_row_cache_push(
         ids,
@@ -142,13 +170,7 @@ def push_rows(cache, states, ids, grads, num_lookups, step, wire_dtype, flush=Fa
         table_name=cache.table_name,
         **cache._attributes(),
     )
-    pushes = []
-    for state, parts in zip(states, zip(*outputs, strict=True), strict=True):
-        push = Push(*parts)
-        sent = tf.cast(push.grads, wire_dtype)
-        with tf.device(state.table.device):
-            pushes.append(push._replace(grads=tf.cast(sent, tf.float32)))
-    return pushes
+    return [Push(*parts) for parts in zip(*outputs, strict=True)]
 
 
 def native_ops():
