@@ -24,14 +24,7 @@ def measure(args):
     bytes_per_step = {}
     for replicas in args.replicas:
         for subject in SUBJECTS:
-            is_stock = not subject.startswith("slipstream")
-            # Stock has no period to warm up for, and as many bytes in each step.
-            warmup = min(2, args.warmup) if is_stock else args.warmup
-            num_counted = min(2, args.steps) if is_stock else args.steps
-            result = _run(subject, replicas, args, warmup, num_counted, ["--count"])
-            # Counting goes another way between devices; the time is that of the usual one.
-            timed = _run(subject, replicas, args, warmup, args.steps, [])
-            result |= {name: timed[name] for name in ("milliseconds", "steps")}
+            result = _run(subject, replicas, args)
             bytes_per_step[subject, replicas] = result["bytes_per_step"]
             yield result
     first = args.replicas[0]
@@ -42,18 +35,21 @@ def measure(args):
     }
 
 
-def _run(subject, replicas, args, warmup, steps, more):
+def _run(subject, replicas, args):
     program = pathlib.Path(__file__).with_name("mirrored_step.py")
+    # Stock has no period to warm up for, and as many bytes in each step.
+    is_stock = not subject.startswith("slipstream")
     options = {
         "--subject": subject,
         "--replicas": replicas,
-        "--steps": steps,
+        "--steps": args.steps,
+        "--counted-steps": min(2, args.steps) if is_stock else args.steps,
         "--rows": args.rows,
         "--lookups": args.lookups,
         "--dim": args.dim,
-        "--warmup": warmup,
+        "--warmup": min(1, args.warmup) if is_stock else args.warmup,
     }
-    command = [sys.executable, str(program), *more]
+    command = [sys.executable, str(program)]
     for option, value in options.items():
         command += [option, str(value)]
     environment = dict(os.environ, TF_USE_LEGACY_KERAS=SUBJECTS[subject], TF_CPP_MIN_LOG_LEVEL="3")
