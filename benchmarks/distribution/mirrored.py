@@ -42,7 +42,7 @@ def _run(subject, replicas, args):
     options = {
         "--subject": subject,
         "--replicas": replicas,
-        "--steps": args.steps,
+        "--steps": min(4, args.steps) if is_stock else args.steps,
         "--counted-steps": min(2, args.steps) if is_stock else args.steps,
         "--rows": args.rows,
         "--lookups": args.lookups,

@@ -59,20 +59,15 @@ def main():
     # Counting goes another way between devices; the time is that of the usual one.
     counting = CountingOps()
     _, (lookups, rows) = train(args, ids, args.counted_steps, counting)
-    num_bytes = int(counting.num_bytes)
-    print(
-        json.dumps(
-            vars(args)
-            | {
-                "mean_distinct": np.mean([len(np.unique(one)) for step in ids for one in step]),
-                "milliseconds": spread(seconds),
-                "bytes_per_step": num_bytes / args.counted_steps / args.replicas,
-                "lookups_deferred": lookups,
-                "rows_deferred": rows,
-                "saved": f"{lookups:.0%} of lookups and {rows:.0%} of row updates deferred",
-            }
-        )
-    )
+    result = vars(args) | {
+        "mean_distinct": np.mean([len(np.unique(one)) for step in ids for one in step]),
+        "milliseconds": spread(seconds),
+        "bytes_per_step": int(counting.num_bytes) / args.counted_steps / args.replicas,
+        "lookups_deferred": lookups,
+        "rows_deferred": rows,
+        "saved": f"{lookups:.0%} of lookups and {rows:.0%} of row updates deferred",
+    }
+    print(json.dumps(result))
 
 
 def train(args, ids, num_steps, counting=None):
