@@ -204,6 +204,45 @@ def wire(settings):
     }
 
 
+def changed_gradients(settings):
+    """What is said of steps whose gradients change between the tape and the optimizer."""
+    strategy = connect(settings.get("partitioned"))
+    with strategy.scope():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+
+    def step(change, around):
+        with tf.GradientTape() as tape:
+            lookups = tf.constant([1, 2]), tf.constant([2, 3])
+            loss = -sum(tf.reduce_sum(layer(ids)) for ids in lookups)
+        grads = tape.gradient(loss, [*layer._shards])
+        grads = [change(grad) for grad in grads]
+        if around is not optimizer:  # which makes a branch itself
+            around.apply_gradients(zip(grads, layer.trainable_variables))
+        elif tf.constant(True):
+            around.apply_gradients(zip(grads, layer.trainable_variables))
+
+    def error_of(*args):
+        try:
+            tf.function(lambda: strategy.run(step, args=args)).get_concrete_function()
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    said = [
+        error_of(lambda grad: tf.IndexedSlices(grad.values + 0, grad.indices), optimizer),
+        error_of(lambda grad: grad, optimizer),
+    ]
+    if _keras.IS_KERAS_3:
+        scaling = keras.optimizers.LossScaleOptimizer(optimizer)
+        with strategy.scope():
+            scaling.build(layer.trainable_variables)
+        said.append(error_of(lambda grad: grad, scaling))
+    return {"said": said, "table": float(table_of(layer).sum())}
+
+
 def saves_whole_table(layer, table):
     store = {}
     layer.save_own_variables(store)

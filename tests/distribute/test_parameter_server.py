@@ -73,6 +73,15 @@ def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
+def test_gradients_that_were_changed_are_refused(cluster):
+    result = run(cluster, "changed_gradients", partitioned=not _keras.IS_KERAS_3)
+    changed, unchanged, *scaled = result["said"]
+    for said in (changed, *scaled):
+        assert "The gradient of table 'item' was changed between the tape and the optimizer" in said
+    assert unchanged == "" and len(scaled) == _keras.IS_KERAS_3
+    assert result["table"] == 0
+
+
 @pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a loop of its own")
 def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
     counts = run(cluster, "fit_shared", steps=200)["counts"]

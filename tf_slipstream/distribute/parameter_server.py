@@ -7,13 +7,7 @@ import weakref
 
 import tensorflow as tf
 
-from tf_slipstream.ops.row_cache import (
-    RowCache,
-    native_ops,
-    pull_rows,
-    push_rows,
-    sum_gradients,
-)
+from tf_slipstream.ops.row_cache import RowCache, native_ops, pull_rows, push_rows, sum_gradients
 from tf_slipstream.ops.staleness import pool_capacity
 
 _ENTRY_BYTES = 96  # of a cached row, beside its value and its held gradient
@@ -71,6 +65,25 @@ class CacheStats:
         """Share of distinct rows that a worker had."""
         num_rows = self.num_pulled_rows + self.num_cached_rows
         return self.num_cached_rows / num_rows if num_rows else 0.0
+
+
+@dataclasses.dataclass
+class LookupGradient:
+    """Gradients of a lookup.
+
+    Attributes:
+        ids: int64 `[num_lookups]`, of the whole table.
+        values: float32 `[num_lookups, dim]`.
+        counts: int32 `[num_ids]`, how often each distinct id comes, in order of first appearance.
+        stored: What a push must wait for.
+        for_tape: What the gradient that the tape gives out is made of; None: `values` are of it.
+    """
+
+    ids: tf.Tensor
+    values: tf.Tensor
+    counts: tf.Tensor
+    stored: list
+    for_tape: tf.Tensor | None
 
 
 @dataclasses.dataclass
@@ -194,13 +207,14 @@ class ServerTable:
                         "that computes its gradient. On parameter servers call the model, the tape "
                         "and the optimizer in one tf.function."
                     )
-                distinct, sums = sum_gradients(self.cache, ids, rows_grad)
-                num_lookups = tf.gather(found.num_lookups, found.order)
+                # For tapes alone, which cannot tell of rows that were cached: nothing is done where
+                # nobody looks at it.
+                sums = tf.math.unsorted_segment_sum(rows_grad, found.inverse, tf.size(found.order))
+                counts = tf.gather(found.num_lookups, found.order)
                 self._gradients.setdefault(graph, []).append(
-                    SummedGradient(distinct, sums, num_lookups, found.stored)
+                    LookupGradient(ids, rows_grad, counts, found.stored, sums)
                 )
-                by_part = tf.scatter_nd(found.order[:, tf.newaxis], sums, tf.shape(sums))
-                return tf.split(by_part, [tf.shape(part)[0] for part in parts])
+                return tf.split(sums, [tf.shape(part)[0] for part in parts])
 
             return tf.gather(tf.concat(parts, axis=0), found.inverse), grad
 
@@ -211,15 +225,29 @@ class ServerTable:
 
         Args:
             grads: Per shard, what the tape gave for it: `tf.IndexedSlices`, or None.
+
+        Raises:
+            ValueError: If it was changed since.
         """
-        noted = self._noted()
-        if len(noted) == 1:
-            return noted[0]
-        if noted:
-            parts = [(one.ids, one.values, one.num_lookups) for one in noted]
-            ids, values, counts = (tf.concat(part, 0) for part in zip(*parts))
-            stored = [wait for one in noted for wait in one.stored]
-            return _summed(ids, values, counts, stored)
+        noted = self._noted() or [self._of_tape(grads)]
+        sums = [one.for_tape for one in noted]
+        if not all(grad is None or _is_made_of(grad.values, sums) for grad in grads):
+            raise ValueError(
+                f"The gradient of table '{self.name}' was changed between the tape and the "
+                "optimizer, which on parameter servers takes it from the lookup. Scale the loss in "
+                "its place; clip by the optimizer's `clipnorm`, `global_clipnorm` or `clipvalue`. "
+                "A LossScaleOptimizer cannot be used there: train in bfloat16 or float32."
+            )
+        ids, values = (
+            tf.concat(parts, 0) for parts in zip(*((one.ids, one.values) for one in noted))
+        )
+        is_one = len(noted) == 1
+        counts = noted[0].counts if is_one else tf.unique_with_counts(ids).count
+        distinct, sums = sum_gradients(self.cache, ids, values)
+        stored = [wait for one in noted for wait in one.stored]
+        return SummedGradient(distinct, sums, counts, stored)
+
+    def _of_tape(self, grads):
         if self._num_lookups:
             raise ValueError(
                 f"The gradient of table '{self.name}' was computed in another tf.function than the "
@@ -232,7 +260,7 @@ class ServerTable:
             if grad is not None
         ]
         ids, values = (tf.concat(part, 0) for part in zip(*parts))
-        return _summed(ids, values, tf.ones_like(ids, tf.int32), [])
+        return LookupGradient(ids, values, tf.unique_with_counts(ids).count, [], None)
 
     def _noted(self):
         """Returns and forgets gradients noted in this graph, or in one that it is a branch of."""
@@ -313,13 +341,18 @@ def server_tables(groups, worker_cache, clip_value, wire_dtype="float32"):
     ]
 
 
-def _summed(ids, values, num_lookups, stored):
-    """Returns the `SummedGradient` of ids that may repeat."""
-    distinct, inverse = tf.unique(ids)
-    num_ids = tf.size(distinct)
-    values = tf.math.unsorted_segment_sum(values, inverse, num_ids)
-    num_lookups = tf.math.unsorted_segment_sum(num_lookups, inverse, num_ids)
-    return SummedGradient(distinct, values, num_lookups, stored)
+def _is_made_of(tensor, sources):
+    """Whether all elements of a tensor are some of `sources`, by the graph; True where none is."""
+    if None in sources or tf.executing_eagerly():
+        return True
+    if any(tensor is one for one in sources):
+        return True
+    if tensor.op.type == "Placeholder":  # of a branch
+        outer = [o for o, inner in tensor.graph.captures if inner is tensor]
+        return bool(outer) and _is_made_of(outer[0], sources)
+    num_inputs = {"ConcatV2": -1, "SplitV": 1, "Cast": 1, "Identity": 1}.get(tensor.op.type, 0)
+    inputs = list(tensor.op.inputs)[:num_inputs]
+    return bool(inputs) and all(_is_made_of(one, sources) for one in inputs)
 
 
 def _graph():
