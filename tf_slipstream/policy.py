@@ -50,7 +50,8 @@ class StalenessPolicy:
             `"defer"`.
         max_sleep: Longest sleep, in its batches; at least 1.
         updates_per_sleep: A row with `n` updates so far sleeps at most `n / updates_per_sleep`
-            batches: the longer it has trained, the less an update changes. At least 1.
+            batches: the longer it has trained, the less an update changes. At least 1. Where the
+            model still learns fast, 400 costs less quality and saves less (docs/policy.md).
         max_age: Longest sleep in steps, whatever the row's batches; at least 1.
         skip_below: With `"defer"`, a row whose drift is at most this is skipped until it wakes,
             instead of deferred. 0: never.
