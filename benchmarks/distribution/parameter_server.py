@@ -217,7 +217,7 @@ def line(result):
     """Returns a result as a line for people."""
     low, median, high = result["milliseconds"]
     return (
-        f"{result['subject']:>25} {result['bytes_per_step'] / 1024:8.0f} KiB a worker's step "
+        f"{result['subject']:>26} {result['bytes_per_step'] / 1024:8.0f} KiB a worker's step "
         f"(model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
         f"({low:.1f}-{high:.1f}); {result['saved']}"
     )

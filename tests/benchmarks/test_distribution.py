@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not IS_KERAS_3, reason="the subjects choose thei
 LOOKUPS, DIM, ROWS = 3000, 8, 2000
 TINY = ["--replicas", 2, "--rows", ROWS, "--dim", DIM, "--lookups", LOOKUPS]
 # The counted steps go through all batches once.
-TINY += ["--warmup", 8, "--steps", workload.NUM_BATCHES, "--count"]
+TINY += ["--warmup", 8, "--steps", 2, "--counted-steps", workload.NUM_BATCHES]
 
 
 def count(folder, subject, legacy="0"):

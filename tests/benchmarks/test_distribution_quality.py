@@ -24,7 +24,7 @@ def test_every_way_takes_the_same_steps(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     results = [json.loads(line) for line in output.read_text().splitlines()]
-    ways = ["single", "mirrored", "resampled", "parameter_server"]
+    ways = ["single", "mirrored", "delayed", "parameter_server"]
     assert [one["way"] for one in results] == ways
     assert [one["steps"] for one in results] == [8] * 4
     single, mirrored, *_ = results

@@ -12,11 +12,13 @@ def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments, "--rounds", 2)
     ratios = json.loads(printed.splitlines()[-1])
-    names = {f"ps_{what}_ratio{stale}" for what in ("bytes", "step") for stale in ("", "_stale")}
+    ends = ("", "_stale", "_bfloat16", "_stale_bfloat16")
+    names = {f"ps_{what}_ratio{end}" for what in ("bytes", "step") for end in ends}
     assert set(ratios) == names | {f"{name}_legacy" for name in names}
     # Few distinct rows: bytes follow, whatever messages cost.
     assert ratios["ps_bytes_ratio"] > 1.1 and ratios["ps_bytes_ratio_stale"] > 1.1
-    for subject in ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_stale"):
+    assert ratios["ps_bytes_ratio_bfloat16"] > 1.2 * ratios["ps_bytes_ratio"]
+    for subject in ("tf_keras", "tf_keras_legacy", *(f"slipstream{end}" for end in ends)):
         assert f" {subject} " in printed
 
 
