@@ -19,7 +19,8 @@ class StalenessPolicy:
     is measured over its last `window` updates, and while it is at rest, which is `drift <=
     threshold`, it sleeps. Sleeps begin at `first_sleep` batches and double, up to `max_sleep` and
     up to the row's updates over `updates_per_sleep`; a row that moves again sleeps half as long.
-    Batches here are those that look the row up, translated into steps by how often they came.
+    Batches here are those that look the row up, translated into steps by how often they came; with
+    `"defer"` a sleep also ends when it has held its batches.
 
     With `on_stale="defer"` the gradients of a sleeping row are summed and applied in one update
     when it wakes, as one batch that is so many times larger (docs/policy.md has each rule's

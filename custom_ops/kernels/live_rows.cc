@@ -232,7 +232,9 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
           note(BadLookup::kState, row);
           continue;
         }
-        kind = KindOf(states.entries[entry], step, states.woken_at);
+        const int32_t num_batches =
+            states.batches == nullptr ? 1 : states.batches[2 * row.first_lookup];
+        kind = KindOf(states.entries[entry], step, states.woken_at, num_batches - 1);
       }
     }
     if (kind == RowKind::kSkipped) {

@@ -104,17 +104,18 @@ void RowCache::CopyCached(const int64_t* ids, int64_t num, float* rows) const {
 void RowCache::Store(const int64_t* ids, const float* rows, const int32_t* sleeps, int64_t num,
                      int64_t step) {
   for (int64_t i = 0; i < num; ++i) {
+    const Sleep sleep = Sleep::Unpacked(sleeps[i]);
     int32_t slot = SlotOf(ids[i]);
     if (slot < 0) {
-      if (sleeps[i] == 0 || (slot = NewSlot(ids[i], step)) < 0) continue;
+      if (sleep.steps == 0 || (slot = NewSlot(ids[i], step)) < 0) continue;
     }
     Entry& entry = entries_[slot];
     // Another worker was first to send after the row woke; this one's part must not wait for the
     // next time, and the one after.
     entry.is_due = entry.is_due || (entry.held_steps > 0 && step >= entry.wake_step);
-    entry.wake_step = step + std::abs(static_cast<int64_t>(sleeps[i]));
+    entry.wake_step = step + sleep.steps;
     entry.pulled_step = step;
-    entry.is_skipped = sleeps[i] < 0;
+    entry.max_batches = sleep.max_batches;
     std::memcpy(value(slot), rows + i * dim_, dim_ * sizeof(float));
   }
 }
@@ -139,18 +140,20 @@ BadRow RowCache::Push(const int64_t* ids, const float* grads, const int32_t* num
         pushed_[shard].push_back({ids[i], grad, num_lookups[i], slot, true});
         continue;
       }
-      if (entry.is_skipped) {
+      if (entry.max_batches == 0) {
         counts.num_skipped_lookups += num_lookups[i];
         ++counts.num_skipped_row_updates;
         continue;
       }
-      float* __restrict sum = held(slot);
-      for (int64_t d = 0; d < dim_; ++d) sum[d] += Clipped(grad[d], clip_value);
-      ++entry.held_steps;
-      ++num_held_[shard];
-      counts.num_deferred_lookups += num_lookups[i];
-      ++counts.num_deferred_row_updates;
-      continue;
+      if (entry.held_steps < entry.max_batches) {
+        float* __restrict sum = held(slot);
+        for (int64_t d = 0; d < dim_; ++d) sum[d] += Clipped(grad[d], clip_value);
+        ++entry.held_steps;
+        ++num_held_[shard];
+        counts.num_deferred_lookups += num_lookups[i];
+        ++counts.num_deferred_row_updates;
+        continue;
+      }
     }
     pushed_[shard].push_back({ids[i], grad, num_lookups[i], slot, false});
     // Out of reach of a sweep and of the rest of a flush; freed by Finish().

@@ -4,6 +4,7 @@
 // What a worker keeps of a table that lives on parameter servers: values of rows that sleep, which
 // do not change, and the sums of their gradients until they wake. docs/parameter_server.md.
 
+#include <algorithm>
 #include <cstdint>
 #include <unordered_map>
 #include <vector>
@@ -38,6 +39,21 @@ struct WorkerCounts {
   int64_t num_cached_rows = 0;
 };
 
+// How long a row sleeps, in one word that travels with it. What does not fit counts as the most
+// that does: a worker then pulls or sends a row sooner than it must.
+struct Sleep {
+  int64_t steps = 0;        // from this one until the row may change; 0: it is live
+  int64_t max_batches = 0;  // whose gradients a worker may hold until then; 0: they are skipped
+
+  static constexpr int kStepBits = 20, kBatchBits = 11;
+  int32_t Packed() const {
+    const int64_t most_steps = (1 << kStepBits) - 1, most_batches = (1 << kBatchBits) - 1;
+    return static_cast<int32_t>(std::min(max_batches, most_batches) << kStepBits |
+                                std::min(steps, most_steps));
+  }
+  static Sleep Unpacked(int32_t word) { return {word & ((1 << kStepBits) - 1), word >> kStepBits}; }
+};
+
 // Not safe for two calls at once.
 class RowCache {
  public:
@@ -68,8 +84,7 @@ class RowCache {
   // Keeps rows of one shard that sleep, if there is room.
   //   ids    [num], of the whole table
   //   rows   [num, dim]
-  //   sleeps [num]: steps from this one until the row may change; 0: it is live; negative: as many,
-  //          and gradients are skipped
+  //   sleeps [num]: packed
   void Store(const int64_t* ids, const float* rows, const int32_t* sleeps, int64_t num,
              int64_t step);
 
@@ -102,8 +117,8 @@ class RowCache {
     int64_t id = -1;  // -1: free
     int64_t wake_step = 0;
     int64_t pulled_step = 0;
+    int64_t max_batches = 0;  // as Sleep's
     int32_t held_steps = 0;
-    bool is_skipped = false;
     bool is_due = false;  // it woke, so what is held is to be sent, though it sleeps again
   };
   struct PushedRow {

@@ -79,13 +79,19 @@ struct RowStates {
   const PoolEntry* entries = nullptr;
   int64_t num_entries = 0;
   int64_t woken_at = 0;
+  const int32_t* batches = nullptr;  // as Table's
 };
 
 enum class RowKind { kLive, kDeferred, kSkipped };
 
-SLIPSTREAM_INLINE RowKind KindOf(const PoolEntry& entry, int64_t step, int64_t woken_at) {
+// held_elsewhere: batches that a worker held of the row, and now sends
+SLIPSTREAM_INLINE RowKind KindOf(const PoolEntry& entry, int64_t step, int64_t woken_at,
+                                 int64_t held_elsewhere = 0) {
   if (step >= entry.wake_step || entry.live_step < woken_at) return RowKind::kLive;
-  return entry.is_skipped ? RowKind::kSkipped : RowKind::kDeferred;
+  if (entry.is_skipped) return RowKind::kSkipped;
+  // The steps of a sleep are for as many batches as came before it; when more come, they end it.
+  const int64_t num_held = entry.held_steps + held_elsewhere;
+  return num_held < entry.period - 1 ? RowKind::kDeferred : RowKind::kLive;
 }
 
 inline constexpr int64_t kControlSteps = 100;

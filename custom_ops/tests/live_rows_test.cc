@@ -15,6 +15,7 @@ constexpr int64_t kStep = 100;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr int64_t kWokenAt = 50;
+constexpr int64_t kPeriod = 4;
 
 // Owns what a Lookups points to.
 template <typename Index>
@@ -26,9 +27,10 @@ struct Batch {
   int64_t num_rows;
   int64_t dim;
 
-  void Sleep(int64_t id, int64_t wake_step, int64_t live_step, bool is_skipped) {
+  void Sleep(int64_t id, int64_t wake_step, int64_t live_step, bool is_skipped,
+             int64_t held_steps = 0) {
     row_states[id] = -1 - static_cast<int32_t>(entries.size());
-    entries.push_back({id, wake_step, live_step, 7, 3, 2, 1, is_skipped});
+    entries.push_back({id, wake_step, live_step, 7, held_steps, kPeriod, 1, is_skipped});
   }
   const PoolEntry* EntryOf(int64_t id) const {
     return row_states.empty() || row_states[id] >= 0 ? nullptr : &entries[-1 - row_states[id]];
@@ -75,8 +77,9 @@ Batch<Index> RandomBatch(const BatchShape& shape, std::mt19937_64* random) {
     batch.row_states = std::vector<int32_t>(shape.num_rows, 5);
     for (int64_t id = 0; id < shape.num_rows; ++id) {
       if (RandomBelow(random, 5) == 0) continue;
+      const bool is_skipped = RandomBelow(random, 2) == 0;
       batch.Sleep(id, kWakeSteps[RandomBelow(random, 5)], kWokenAt - 1 + RandomBelow(random, 2),
-                  RandomBelow(random, 2) == 0);
+                  is_skipped, is_skipped ? 0 : RandomBelow(random, kPeriod));
     }
   }
   return batch;
@@ -110,8 +113,9 @@ Expected ExpectedOf(const Batch<Index>& batch) {
       ++stale[id];
       continue;
     }
-    expected.is_deferred[id] = is_asleep;
-    expected.counts.num_deferred_lookups += is_asleep;
+    const bool is_deferred = is_asleep && entry->held_steps < kPeriod - 1;
+    expected.is_deferred[id] = is_deferred;
+    expected.counts.num_deferred_lookups += is_deferred;
     ExpectedRow& row = expected.rows[id];
     const float* grad = batch.grads.data() + i * batch.dim;
     if (row.num_lookups++ == 0) {

@@ -28,6 +28,12 @@ void Receive(RowCache* cache, const Shards& shards, std::vector<float>* sums,
   cache->Finish();
 }
 
+int32_t RandomSleep(std::mt19937* random) {
+  const int64_t steps = (*random)() % 3 == 0 ? 0 : (*random)() % 30;
+  const int64_t max_batches = 1 + (*random)() % 9;
+  return Sleep{steps, max_batches}.Packed();
+}
+
 void TestCapacity(int64_t capacity) {
   const Shards shards{{0, 70, 70, kRows}};
   RowCache cache(shards, kDim, capacity);
@@ -60,7 +66,7 @@ void TestCapacity(int64_t capacity) {
       std::vector<int64_t> ids(distinct.ids.begin() + next, distinct.ids.begin() + next + num);
       std::vector<float> rows(num * kDim, static_cast<float>(step));
       std::vector<int32_t> sleeps(num);
-      for (int32_t& sleep : sleeps) sleep = random() % 3 == 0 ? 0 : random() % 30;
+      for (int32_t& sleep : sleeps) sleep = RandomSleep(&random);
       cache.Store(ids.data(), rows.data(), sleeps.data(), num, step);
       next += num;
     }

@@ -173,7 +173,7 @@ class ApplyRowsOp : public OpKernel {
       is_refresh[t] = BeginStep(one.policy, settings[t].step, settings[t].learning_rate,
                                 wake_all->scalar<bool>()(), one.state);
       states[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),
-                   static_cast<int64_t>(one.state->woken_at)};
+                   static_cast<int64_t>(one.state->woken_at), tables[t].batches};
     }
     std::vector<Lookups<Index>> lookups;
     OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows, dims, states, &lookups));

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../kernels/gather_rows.h"
+#include "../kernels/row_cache.h"
 #include "kernel_context.h"
 #include "table_variables.h"
 #include "tensorflow/core/framework/op.h"
@@ -42,7 +43,7 @@ REGISTER_OP("Slipstream>PullRows")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-Rows of a table, and for how many steps from this one each sleeps: it does not change before.
+Rows of a table, and how long each sleeps.
 
 num_policies: 1 where the table has a policy, else 0.
 refresh_every: The policy's.
@@ -50,7 +51,9 @@ num_rows, dim: The table's shape.
 ids: [num] in [0, num_rows).
 step: The number of this step.
 rows: [num, dim].
-sleeps: [num]; 0: live; negative: as many steps, and gradients are skipped. Empty without a policy.
+sleeps: [num]. The low 20 bits: steps from this one until the row may change, 0 where it is live; the
+  others: the batches whose gradients a worker may hold until then, 0 where they are skipped. Empty
+  without a policy.
 )doc");
 
 class PullRowsOp : public OpKernel {
@@ -102,25 +105,24 @@ class PullRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, variables.ReadStaleness({1, 2, 3, 4}, no_policy.data(), num_rows, dim,
                                                     &staleness));
     for (int64_t i = 0; i < num; ++i) {
-      sleeps->flat<int32_t>()(i) = SleepOf(staleness, staleness.row_states[ids[i]], step);
+      sleeps->flat<int32_t>()(i) = SleepOf(staleness, staleness.row_states[ids[i]], step).Packed();
     }
   }
 
  private:
-  int32_t SleepOf(const Staleness& staleness, int32_t row_state, int64_t step) const {
+  Sleep SleepOf(const Staleness& staleness, int32_t row_state, int64_t step) const {
     const int64_t index = -1 - static_cast<int64_t>(row_state);
-    if (row_state >= 0 || index >= staleness.state->num_entries) return 0;
+    if (row_state >= 0 || index >= staleness.state->num_entries) return {};
     const PoolEntry& entry = staleness.entries[index];
     const RowKind kind = KindOf(entry, step, static_cast<int64_t>(staleness.state->woken_at));
-    if (kind == RowKind::kLive) return 0;
+    if (kind == RowKind::kLive) return {};
     int64_t wake_step = entry.wake_step;
     // In a refresh every row is live.
     if (refresh_every_ > 0) {
-      if (step % refresh_every_ == 0) return 0;
+      if (step % refresh_every_ == 0) return {};
       wake_step = std::min(wake_step, (step / refresh_every_ + 1) * refresh_every_);
     }
-    const int32_t sleep = static_cast<int32_t>(std::min<int64_t>(wake_step - step, 1 << 30));
-    return kind == RowKind::kSkipped ? -sleep : sleep;
+    return {wake_step - step, kind == RowKind::kSkipped ? 0 : entry.period - 1};
   }
 
   int num_policies_ = 0;

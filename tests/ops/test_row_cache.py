@@ -79,6 +79,11 @@ def table_of(num_rows=NUM_ROWS):
     return np.arange(num_rows * DIM, dtype=np.float32).reshape(num_rows, DIM)
 
 
+def asleep(steps, max_batches=2000):
+    """Returns what a server says of rows that sleep so long; without batches they are skipped."""
+    return np.asarray(steps, np.int32) | np.int32(max_batches) << 20
+
+
 AWAKE = np.zeros(NUM_ROWS, np.int32)
 
 
@@ -127,7 +132,7 @@ def test_an_id_outside_the_table_is_named(bad):
 
 def test_a_row_that_sleeps_is_not_pulled_before_it_wakes():
     cache, sleeps = cache_of(), AWAKE.copy()
-    sleeps[3] = 4
+    sleeps[3] = asleep(4)
     look_up(cache, table_of(), sleeps, [3, 2], 10)
     for step, pulls in ((11, [[2], []]), (13, [[2], []]), (14, [[3, 2], []])):
         _, distinct, _, cached, found = find(cache, [3, 2], step)
@@ -137,7 +142,7 @@ def test_a_row_that_sleeps_is_not_pulled_before_it_wakes():
 
 @pytest.mark.parametrize("max_age, is_pulled", [(0, [True, True]), (2, [False, True])])
 def test_a_row_is_pulled_again_when_it_is_too_old(max_age, is_pulled):
-    cache, sleeps = cache_of(max_age=max_age), np.full(NUM_ROWS, 50, np.int32)
+    cache, sleeps = cache_of(max_age=max_age), np.full(NUM_ROWS, asleep(50))
     look_up(cache, table_of(), sleeps, [3], 10)
     pulled = [find(cache, [3], step)[4][0] == [3] for step in (11, 12)]
     assert pulled == is_pulled
@@ -145,7 +150,7 @@ def test_a_row_is_pulled_again_when_it_is_too_old(max_age, is_pulled):
 
 def test_gradients_are_held_while_a_row_sleeps_and_sent_with_their_number():
     cache, sleeps = cache_of(), AWAKE.copy()
-    sleeps[3] = 2
+    sleeps[3] = asleep(2)
     look_up(cache, table_of(), sleeps, [3, 3, 8], 10)
     sent, counts = push(cache, [3, 8], [[1, 0, 0], [5, 5, 5]], 10, [2, 1])
     assert sent == {8: ([5, 5, 5], 1, 1)}
@@ -157,9 +162,18 @@ def test_gradients_are_held_while_a_row_sleeps_and_sent_with_their_number():
     assert counts[8] == 0
 
 
+def test_a_row_that_has_held_enough_is_sent_and_pulled_again():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[3] = asleep(50, 2)
+    look_up(cache, table_of(), sleeps, [3], 10)
+    sent = [push(cache, [3], [[1, 1, 1]], step)[0] for step in (10, 11, 12)]
+    assert sent == [{}, {}, {3: ([3, 3, 3], 3, 1)}]
+    assert find(cache, [3], 13)[4] == [[3], []]
+
+
 def test_a_row_that_another_worker_woke_first_is_sent_though_it_sleeps_again():
     cache, sleeps = cache_of(), AWAKE.copy()
-    sleeps[3] = 2
+    sleeps[3] = asleep(2)
     look_up(cache, table_of(), sleeps, [3], 10)
     push(cache, [3], [[1, 1, 1]], 10)
     look_up(cache, table_of() + 1, sleeps, [3], 12)
@@ -171,7 +185,7 @@ def test_a_row_that_another_worker_woke_first_is_sent_though_it_sleeps_again():
 
 def test_skipped_gradients_are_neither_held_nor_sent():
     cache, sleeps = cache_of(), AWAKE.copy()
-    sleeps[3] = -5
+    sleeps[3] = asleep(5, 0)
     look_up(cache, table_of(), sleeps, [3, 3], 10)
     sent, counts = push(cache, [3], [[1, 1, 1]], 10, [2])
     assert sent == {} and counts.tolist() == [2, 2, 0, 1, 1, 0, 1, 0, 0]
@@ -180,7 +194,7 @@ def test_skipped_gradients_are_neither_held_nor_sent():
 
 def test_each_batch_is_clipped_before_it_is_summed():
     cache, sleeps = cache_of(clip_value=1.0), AWAKE.copy()
-    sleeps[3] = 2
+    sleeps[3] = asleep(2)
     look_up(cache, table_of(), sleeps, [3], 10)
     push(cache, [3], [[5, -5, 0.5]], 10)
     sent, _ = push(cache, [3, 4], [[5, 0, 0.5], [-9, 0.25, 9]], 12)
@@ -189,7 +203,7 @@ def test_each_batch_is_clipped_before_it_is_summed():
 
 def test_a_gradient_that_is_not_finite_is_named_and_holds_nothing():
     cache = cache_of()
-    look_up(cache, table_of(), np.full(NUM_ROWS, 9, np.int32), [3, 4], 10)
+    look_up(cache, table_of(), np.full(NUM_ROWS, asleep(9)), [3, 4], 10)
     for bad in (np.nan, np.inf):
         with pytest.raises(tf.errors.InvalidArgumentError, match="'user': the gradient of row 4"):
             push(cache, [3, 4], [[1, 1, 1], [0, bad, 0]], 10)
@@ -198,7 +212,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_holds_nothing():
 
 def test_a_flush_sends_all_and_forgets_all():
     cache = cache_of()
-    look_up(cache, table_of(), np.full(NUM_ROWS, 90, np.int32), [3, 4, 9], 10)
+    look_up(cache, table_of(), np.full(NUM_ROWS, asleep(90)), [3, 4, 9], 10)
     push(cache, [3, 9], [[1, 1, 1], [2, 2, 2]], 10)
     sent, counts = push(cache, [], [], 11, flush=True)
     assert sent == {3: ([1, 1, 1], 1, 0), 9: ([2, 2, 2], 1, 0)}
@@ -208,7 +222,7 @@ def test_a_flush_sends_all_and_forgets_all():
 
 def test_it_keeps_no_more_rows_than_it_may():
     cache = cache_of(capacity=2)
-    sleeps = np.full(NUM_ROWS, 9, np.int32)
+    sleeps = np.full(NUM_ROWS, asleep(9))
     look_up(cache, table_of(), sleeps, [3, 4, 5, 6], 10)
     assert len(find(cache, [3, 4, 5, 6], 11)[3]) == 2
     # The others' gradients go to the server, which holds them.
@@ -222,7 +236,7 @@ def test_it_keeps_no_more_rows_than_it_may():
 
 def test_another_session_finds_nothing_of_the_last():
     cache = cache_of()
-    look_up(cache, table_of(), np.full(NUM_ROWS, 9, np.int32), [3], 10)
+    look_up(cache, table_of(), np.full(NUM_ROWS, asleep(9)), [3], 10)
     push(cache, [3], [[1, 1, 1]], 10)
     cache = dataclasses.replace(cache, session="two")
     assert find(cache, [3], 11)[4] == [[3], []]
@@ -233,6 +247,7 @@ def test_another_session_finds_nothing_of_the_last():
 @hypothesis.given(
     st.integers(0, 6),
     st.integers(0, 3),
+    st.integers(1, 3),
     st.lists(
         st.tuples(
             st.lists(st.integers(0, NUM_ROWS - 1), max_size=10),
@@ -241,7 +256,7 @@ def test_another_session_finds_nothing_of_the_last():
         max_size=12,
     ),
 )
-def test_nothing_is_lost_and_no_row_is_read_that_changed(capacity, max_age, steps):
+def test_nothing_is_lost_and_no_row_is_read_that_changed(capacity, max_age, max_batches, steps):
     """Whatever sleeps: gradients sent and held add up, but for those of rows that are skipped."""
     cache = cache_of(capacity=capacity, max_age=max_age)
     expected, sent_sums = np.zeros((NUM_ROWS, DIM)), np.zeros((NUM_ROWS, DIM))
@@ -254,13 +269,15 @@ def test_nothing_is_lost_and_no_row_is_read_that_changed(capacity, max_age, step
         for row in np.flatnonzero(step >= wake_steps):
             table[row] += 1
             wake_steps[row], skipped[row] = step + abs(draws[row]), draws[row] < 0
-        sleeps = np.where(skipped, -1, 1) * np.maximum(0, wake_steps - step)
-        rows, distinct, lookups = look_up(cache, table, sleeps.astype(np.int32), ids, step)
+        sleeps = np.maximum(0, wake_steps - step)
+        sleeps = np.where(skipped, asleep(sleeps, 0), asleep(sleeps, max_batches))
+        rows, distinct, lookups = look_up(cache, table, sleeps, ids, step)
         assert np.array_equal(rows, table[np.array(ids, int)])
         grads = np.random.default_rng(step).integers(-4, 5, (len(distinct), DIM))
         sent, counts = push(cache, distinct, grads, step, lookups)
         num_skipped += counts[4]
         for row, (grad, num_batches, _) in sent.items():
+            assert num_batches <= max_batches + 1
             sent_sums[row] += grad
             sent_batches[row] += num_batches
         np.add.at(expected, distinct, grads)

@@ -129,7 +129,9 @@ class PolicyTable:
 
     def is_asleep(self, entry):
         """Whether a row sleeps in step `step_number`."""
-        return self.step_number < entry.wake_step and entry.live_step >= self.woken_at
+        if self.step_number >= entry.wake_step or entry.live_step < self.woken_at:
+            return False
+        return bool(entry.is_skipped) or entry.held_steps < entry.period - 1
 
     def _look_up(self, row, grad, num_lookups, learning_rate):
         entry = self.entry_of(row)

@@ -96,7 +96,9 @@ def kinds_of(state, row_states, step, woken_at=None):
     entries = _gather_ints(state, tf.where(is_popular, -1 - row_states, 0))
     is_asleep = (step < entries.wake_step) & (entries.live_step >= tf.cast(woken_at, tf.int64))
     is_asleep &= is_popular
-    return is_asleep & (entries.is_skipped == 0), is_asleep & (entries.is_skipped != 0)
+    is_skipped = entries.is_skipped != 0
+    is_deferred = ~is_skipped & (entries.held_steps < entries.period - 1)
+    return is_asleep & is_deferred, is_asleep & is_skipped
 
 
 def begin_step(state, step, learning_rate, wake_all):
