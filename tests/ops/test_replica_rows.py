@@ -19,15 +19,21 @@ NUM_ROWS, DIM, STEP = 60, 5, 7
 
 
 def kind_of(row):
-    """Rows take turns: asleep and deferred, asleep and skipped, awake with held sums, awake."""
+    """Rows take turns: asleep and deferred, asleep and skipped, awake with held sums, awake.
+
+    Of the rows that wake, half have reached their wake step and half have held all the batches of
+    their period.
+    """
     return ("deferred", "skipped", "waking", "awake")[row % 4]
 
 
 def state_of(holds=True):
     kinds = np.array([kind_of(row) for row in range(NUM_ROWS)])
-    asleep = np.isin(kinds, ["deferred", "skipped"])
-    state = tables.new_state(RULE, np.zeros([NUM_ROWS, DIM]), wake_steps=np.where(asleep, 99, 0))
+    holds_its_period = (kinds == "waking") & (np.arange(NUM_ROWS) % 8 < 4)
+    sleeps = np.isin(kinds, ["deferred", "skipped"]) | holds_its_period
+    state = tables.new_state(RULE, np.zeros([NUM_ROWS, DIM]), wake_steps=np.where(sleeps, 99, 0))
     ints = state.pool_ints.numpy()
+    ints[:, POOL_INTS.index("period")] = np.where(holds_its_period, 4, 5)
     ints[:, POOL_INTS.index("is_skipped")] = kinds == "skipped"
     ints[:, POOL_INTS.index("held_steps")] = 3 * np.isin(kinds, ["deferred", "waking"])
     state.pool_ints.assign(ints)
