@@ -130,7 +130,11 @@ class StalenessPolicy:
 
     @classmethod
     def aggressive(cls, **changes):
-        """For runs of many thousand steps: rows sleep early."""
+        """For runs of many thousand steps: rows sleep early.
+
+        Changes of `min_updates=10, updates_per_sleep=8, max_sleep=32, warm_up=200` save as much or
+        more, and cost Adagrad less (docs/policy.md).
+        """
         values = {"min_updates": 20, "max_sleep": 16, "updates_per_sleep": 10}
         return cls(**values | changes)
 

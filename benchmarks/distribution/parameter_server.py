@@ -50,7 +50,7 @@ def arguments(argv=None):
     parser.add_argument("--zipf", type=float, default=1.1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--servers", type=int, default=2)
-    parser.add_argument("--warmup", type=int, default=160, help="steps of all workers together")
+    parser.add_argument("--warmup", type=int, default=400, help="steps of all workers together")
     parser.add_argument("--steps", type=int, default=60, help="the same, measured")
     parser.add_argument("--rounds", type=int, default=3, help="parts of the measured steps")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)

@@ -18,7 +18,7 @@ from distribution.parameter_server import loopback_bytes
 # sleep after a twentieth of the updates, at rest whatever they do. The traffic is what counts here.
 STALE = {
     "min_updates": 5,
-    "updates_per_sleep": 5,
+    "updates_per_sleep": 6,
     "max_sleep": 8,
     "window": 2,
     "threshold": 1e9,
