@@ -78,9 +78,11 @@ def check(model, folder):
     serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
     served = serve(features=tf.constant(features), item=tf.constant(item))["output_0"]
     trained = model.predict_on_batch((features, item))
-    same = np.array_equal(served, trained)
-    print(f"{folder} answers as the model does, to the bit: {same}")
-    return same
+    # Rows are equal to the bit. Of dense layers a served graph may fuse what a model computes apart
+    # (oneDNN does on some processors), which rounds the last bit another way.
+    difference = np.abs(served - trained).max()
+    print(f"{folder} answers as the model does, to within {difference:.0e}")
+    return difference < 1e-6
 
 
 def main():
