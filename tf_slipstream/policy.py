@@ -52,7 +52,7 @@ class StalenessPolicy:
         max_sleep: Longest sleep, in its batches; at least 1.
         updates_per_sleep: A row with `n` updates so far sleeps at most `n / updates_per_sleep`
             batches: the longer it has trained, the less an update changes. At least 1. Where the
-            model learns fast, 400 is the careful choice: it saves a third as much (docs/policy.md).
+            model learns fast, 400 is the careful choice: it saves far less (docs/policy.md).
         max_age: Longest sleep in steps, whatever the row's batches; at least 1.
         skip_below: With `"defer"`, a row whose drift is at most this is skipped until it wakes,
             instead of deferred. 0: never.
@@ -132,8 +132,8 @@ class StalenessPolicy:
     def aggressive(cls, **changes):
         """For runs of many thousand steps: rows sleep early.
 
-        Changes of `min_updates=10, updates_per_sleep=8, max_sleep=32, warm_up=200` save as much or
-        more, and cost Adagrad less (docs/policy.md).
+        With 5,000 steps or more, changes of `min_updates=10, updates_per_sleep=8, max_sleep=32,
+        warm_up=200` save more, and cost Adagrad less; in short runs not so (docs/policy.md).
         """
         values = {"min_updates": 20, "max_sleep": 16, "updates_per_sleep": 10}
         return cls(**values | changes)
