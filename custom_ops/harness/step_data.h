@@ -183,12 +183,16 @@ struct DeviceTable {
   DeviceTable(DeviceTable&&) = default;
 
   // One without policy that has no copy in host memory; all bytes 0.
-  DeviceTable(const RuleCase& rule_case, int64_t num_rows, int64_t dim) {
+  DeviceTable(const RuleCase& rule_case, int64_t num_rows, int64_t dim, bool is_bfloat16) {
     const RuleInfo& rule = *FindRule(rule_case.name);
     host.num_rows = num_rows;
     host.dim = dim;
     host.slot_dim = rule.slots_per_row ? 1 : dim;
-    table = Zeros<float>(num_rows * dim);
+    if (is_bfloat16) {
+      bfloat16_table = Zeros<uint16_t>(num_rows * dim);
+    } else {
+      table = Zeros<float>(num_rows * dim);
+    }
     for (int s = 0; s < rule.num_slots(rule_case.hyperparameters.data()); ++s) {
       slots.push_back(Zeros<float>(num_rows * host.slot_dim));
     }

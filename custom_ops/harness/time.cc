@@ -1,6 +1,6 @@
 // Times the CUDA kernels against a copy within the device's memory, in one run: what bytes must
 // move at least, over the time, over the copy's bandwidth. Exit status 77: no device, nothing was
-// timed.
+// timed. Each line is written when it is known: a run that is cut has told what it got to.
 //
 // time [DIVISOR]: tables and batches smaller by so much, to see that it runs.
 #include <algorithm>
@@ -55,36 +55,43 @@ void Print(const std::string& what, double milliseconds, double num_bytes, doubl
 
 // Bytes that an update of one row must move: row and slots in and out, the gradient in.
 double BytesPerRow(const DeviceTable& table) {
-  double num_floats = 3.0 * table.host.dim;
-  for (size_t s = 0; s < table.slots.size(); ++s) num_floats += 2.0 * table.host.slot_dim;
-  return 4 * num_floats + 8 + (table.last_steps.size() > 0 ? 8 : 0);
+  const bool is_bfloat16 = table.bfloat16_table.size() > 0;
+  double num_bytes = (is_bfloat16 ? 2.0 * 2 + 4 : 3.0 * 4) * table.host.dim;
+  for (size_t s = 0; s < table.slots.size(); ++s) num_bytes += 2.0 * 4 * table.host.slot_dim;
+  return num_bytes + 8 + (table.last_steps.size() > 0 ? 8 : 0);
 }
 
 // Row updates alone, of distinct random rows.
 void TimeUpdates(double bandwidth, int64_t divisor, gpu::Report* report) {
-  const RuleCase rules[] = {
-      {"adagrad", {1e-7}}, {"adam", {0.9, 0.999, 1e-7, 0}}, {"row_wise_adagrad", {1e-7}}};
-  std::printf("row updates, distinct random rows of a table of 10 GB:\n");
+  const RuleCase rules[] = {{"sgd", {}},
+                            {"adagrad", {1e-7}},
+                            {"row_wise_adagrad", {1e-7}},
+                            {"adam", {0.9, 0.999, 1e-7, 0}}};
+  std::printf("row updates, distinct random rows of a table of 2.5 G elements:\n");
   for (const RuleCase& rule : rules) {
-    for (const int64_t dim : {64, 128}) {
-      const int64_t num_rows = 10'000'000'000 / (4 * dim) / divisor;
-      const int64_t num_lookups = (int64_t{1} << 20) / divisor;
-      std::vector<DeviceTable> tables;
-      tables.emplace_back(rule, num_rows, dim);
-      BatchData<int64_t> batch;
-      // Multiples of an odd number, which has no factor in common with any power of two: distinct
-      // below 2^k rows, and far apart.
-      int64_t modulus = 1;
-      while (2 * modulus <= num_rows) modulus *= 2;
-      for (int64_t i = 0; i < num_lookups; ++i) {
-        batch.ids.push_back((i + 1) * 2654435761 % modulus);
+    for (const int64_t dim : {16, 64, 128}) {
+      for (const bool is_bfloat16 : {false, true}) {
+        if (is_bfloat16 && dim != 64) continue;
+        const int64_t num_rows = 2'500'000'000 / dim / divisor;
+        const int64_t num_lookups = (int64_t{1} << 20) / divisor;
+        std::vector<DeviceTable> tables;
+        tables.emplace_back(rule, num_rows, dim, is_bfloat16);
+        BatchData<int64_t> batch;
+        // Multiples of an odd number, which has no factor in common with any power of two: distinct
+        // below 2^k rows, and far apart.
+        int64_t modulus = 1;
+        while (2 * modulus <= num_rows) modulus *= 2;
+        for (int64_t i = 0; i < num_lookups; ++i) {
+          batch.ids.push_back((i + 1) * 2654435761 % modulus);
+        }
+        batch.grads.assign(num_lookups * dim, 0.5f);
+        const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
+        step.Apply(report, gpu::Half::kFind);
+        const double milliseconds = Time([&] { step.Apply(report, gpu::Half::kUpdate); });
+        Print(std::string("  ") + rule.name + ", dim " + std::to_string(dim) +
+                  (is_bfloat16 ? ", bfloat16" : ""),
+              milliseconds, num_lookups * BytesPerRow(tables[0]), bandwidth);
       }
-      batch.grads.assign(num_lookups * dim, 0.5f);
-      const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
-      step.Apply(report, gpu::Half::kFind);
-      const double milliseconds = Time([&] { step.Apply(report, gpu::Half::kUpdate); });
-      Print(std::string("  ") + rule.name + ", dim " + std::to_string(dim), milliseconds,
-            num_lookups * BytesPerRow(tables[0]), bandwidth);
     }
   }
 }
@@ -109,46 +116,99 @@ double NumDistinct(std::vector<int64_t> ids) {
 
 // Whole steps: finding rows, summing gradients, updating.
 void TimeSteps(double bandwidth, int64_t divisor, gpu::Report* report) {
-  const RuleCase rule = {"adagrad", {1e-7}};
-  const int64_t num_rows = 10'000'000 / divisor, dim = 64;
-  std::printf(
-      "live_slices and Adagrad, Zipf 1.1, %lld x %lld; least bytes: ids, gradients, rows:\n",
-      static_cast<long long>(num_rows), static_cast<long long>(dim));
-  for (const int64_t whole : {53'248, 500'000, 4'000'000}) {
-    const int64_t num_lookups = std::max<int64_t>(1, whole / divisor);
-    std::vector<DeviceTable> tables;
-    tables.emplace_back(rule, num_rows, dim);
-    BatchData<int64_t> batch = {ZipfIds(num_rows, num_lookups, 1.1),
-                                std::vector<float>(num_lookups * dim, 0.5f)};
-    const double num_distinct = NumDistinct(batch.ids);
-    const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
-    const double num_bytes = num_lookups * (8.0 + 4 * dim) + num_distinct * 4 * 4 * dim;
-    const std::string name = "  " + std::to_string(num_lookups) + " lookups";
-    Print(name, Time([&] { step.Apply(report); }), num_bytes, bandwidth);
-    Print(name + ", finding and summing alone", Time([&] { step.Apply(report, gpu::Half::kFind); }),
-          num_lookups * (8.0 + 4 * dim), bandwidth);
+  const RuleCase rules[] = {
+      {"sgd", {}}, {"adagrad", {1e-7}}, {"adam", {0.9, 0.999, 1e-7, 0}}};
+  std::printf("steps, Zipf 1.1; least bytes: ids, gradients, rows and slots:\n");
+  for (const auto& [whole_rows, dim] : {std::pair<int64_t, int64_t>{1'000'000, 32},
+                                        std::pair<int64_t, int64_t>{10'000'000, 64}}) {
+    const int64_t num_rows = whole_rows / divisor;
+    for (const int64_t whole : {53'248, 500'000, 4'000'000}) {
+      const int64_t num_lookups = std::max<int64_t>(1, whole / divisor);
+      const BatchData<int64_t> batch = {ZipfIds(num_rows, num_lookups, 1.1),
+                                        std::vector<float>(num_lookups * dim, 0.5f)};
+      const double num_distinct = NumDistinct(batch.ids);
+      const std::string lookups = std::to_string(whole_rows) + " x " + std::to_string(dim) + ", " +
+                                  std::to_string(whole) + " lookups";
+      for (const RuleCase& rule : rules) {
+        std::vector<DeviceTable> tables;
+        tables.emplace_back(rule, num_rows, dim, false);
+        const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
+        const double least = num_lookups * (8.0 + 4 * dim) +
+                             num_distinct * 4 * 2 * dim * (1 + tables[0].slots.size());
+        Print("  " + lookups + ", " + rule.name, Time([&] { step.Apply(report); }), least,
+              bandwidth);
+        if (std::string(rule.name) != "adagrad") continue;
+        Print("  " + lookups + ", finding and summing",
+              Time([&] { step.Apply(report, gpu::Half::kFind); }), num_lookups * (8.0 + 4 * dim),
+              bandwidth);
+        DeviceArray<int32_t> num_slices(1);
+        DeviceArray<int64_t> ids(num_lookups);
+        DeviceArray<float> grads(num_lookups * dim);
+        const double slices = Time([&] {
+          step.Find(num_slices.data(), report);
+          step.Copy(0, ids.data(), grads.data());
+        });
+        Print("  " + lookups + ", live_slices", slices,
+              num_lookups * (8.0 + 4 * dim) + num_distinct * (8 + 4 * dim), bandwidth);
+      }
+    }
   }
 }
 
-// A step in which half of the lookups are of rows that sleep and are skipped, against none.
-void TimeSkipping(int64_t divisor, gpu::Report* report) {
+// The lookups of a batch in many small tables, and the same rows in one table. A table costs its
+// launches.
+void TimeManyTables(double bandwidth, int64_t divisor, gpu::Report* report) {
+  const RuleCase rule = {"adagrad", {1e-7}};
+  const int64_t dim = 16, num_rows = std::max<int64_t>(1, 100'000 / divisor);
+  const int64_t num_lookups = std::max<int64_t>(1, 2'048 / divisor);
+  std::printf("many tables of 100,000 x 16, 2,048 lookups of each, Adagrad:\n");
+  for (const int64_t num_tables : {26, 100}) {
+    std::vector<BatchData<int64_t>> batches(num_tables);
+    BatchData<int64_t> all;
+    double num_distinct = 0;
+    for (int64_t t = 0; t < num_tables; ++t) {
+      batches[t] = {ZipfIds(num_rows, num_lookups, 1.1),
+                    std::vector<float>(num_lookups * dim, 0.5f)};
+      num_distinct += NumDistinct(batches[t].ids);
+      for (const int64_t id : batches[t].ids) all.ids.push_back(t * num_rows + id);
+    }
+    all.grads.assign(all.ids.size() * dim, 0.5f);
+    const double least = all.ids.size() * (8.0 + 4 * dim) + num_distinct * 4 * 4 * dim;
+    for (const bool is_stacked : {false, true}) {
+      std::vector<DeviceTable> tables;
+      for (int64_t t = 0; t < (is_stacked ? 1 : num_tables); ++t) {
+        tables.emplace_back(rule, is_stacked ? num_tables * num_rows : num_rows, dim, false);
+      }
+      const DeviceStep<int64_t> step(
+          rule, is_stacked ? std::vector<BatchData<int64_t>>{all} : batches, {}, tables);
+      Print("  " + std::to_string(num_tables) + (is_stacked ? " in one" : " tables"),
+            Time([&] { step.Apply(report); }), least, bandwidth);
+    }
+  }
+}
+
+// A step in which half of the lookups are of rows that sleep, skipped or deferred, against none.
+void TimeSleep(int64_t divisor, gpu::Report* report) {
   const RuleCase rule = {"adagrad", {1e-7}};
   const int64_t num_rows = 1'000'000 / divisor, dim = 64, num_lookups = 500'000 / divisor;
-  BatchData<int64_t> batch = {ZipfIds(num_rows, num_lookups, 1.1),
-                              std::vector<float>(num_lookups * dim, 0.5f)};
+  const BatchData<int64_t> batch = {ZipfIds(num_rows, num_lookups, 1.1),
+                                    std::vector<float>(num_lookups * dim, 0.5f)};
   // No row becomes popular, and those that are do not wake.
   const std::vector<double> policy = {1, 2e9, 8, 8, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1e15, 0};
-  double milliseconds[2];
-  for (const bool skips : {false, true}) {
+  const char* const kinds[] = {"nothing asleep", "skipped", "deferred"};
+  std::printf("500,000 lookups of 1,000,000 x 64, Adagrad, a policy:\n");
+  double milliseconds[3];
+  for (int kind = 0; kind < 3; ++kind) {
     std::mt19937_64 random(2);
     std::vector<bool> is_stale(num_rows);
-    for (int64_t id = 0; id < num_rows; ++id) is_stale[id] = skips && random() % 2 == 0;
+    for (int64_t id = 0; id < num_rows; ++id) is_stale[id] = kind > 0 && random() % 2 == 0;
     TableData data = NewTable(rule, num_rows, dim, policy, num_rows);
     data.state[0].learning_rate = 0.125;
     int64_t num_entries = 0, num_stale = 0;
     for (int64_t id = 0; id < num_rows; ++id) {
       if (!is_stale[id]) continue;
-      data.entries[num_entries] = {id, int64_t{1} << 40, int64_t{1} << 40, 1, 0, 1, 0, 1};
+      const int64_t far = int64_t{1} << 40;
+      data.entries[num_entries] = {id, far, far, 1, 0, far, 0, kind == 1};
       data.row_states[id] = static_cast<int32_t>(-1 - num_entries++);
     }
     data.state[0].num_entries = static_cast<double>(num_entries);
@@ -156,12 +216,10 @@ void TimeSkipping(int64_t divisor, gpu::Report* report) {
     std::vector<DeviceTable> tables;
     tables.emplace_back(data);
     const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
-    milliseconds[skips] = Time([&] { step.Apply(report); });
-    std::printf("%lld lookups under a policy, %.0f%% of them skipped: %.3f ms\n",
-                static_cast<long long>(num_lookups), 100.0 * num_stale / num_lookups,
-                milliseconds[skips]);
+    milliseconds[kind] = Time([&] { step.Apply(report); });
+    std::printf("  %-56s %9.3f ms %8.0f%% of lookups %6.2fx\n", kinds[kind], milliseconds[kind],
+                100.0 * num_stale / num_lookups, milliseconds[0] / milliseconds[kind]);
   }
-  std::printf("  %.2fx\n", milliseconds[0] / milliseconds[1]);
 }
 
 int Main(int64_t divisor) {
@@ -170,6 +228,7 @@ int Main(int64_t divisor) {
     std::printf("time: no CUDA device was found. Compiled and linked; NOTHING WAS TIMED.\n");
     return kNoDevice;
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   cudaDeviceProp properties = {};
   REQUIRE(cudaGetDeviceProperties(&properties, 0));
   gpu::Report* report = nullptr;
@@ -178,7 +237,8 @@ int Main(int64_t divisor) {
   std::printf("%s, copy: %.1f GB/s; medians of %d\n", properties.name, bandwidth, kRepeats);
   TimeUpdates(bandwidth, divisor, report);
   TimeSteps(bandwidth, divisor, report);
-  TimeSkipping(divisor, report);
+  TimeManyTables(bandwidth, divisor, report);
+  TimeSleep(divisor, report);
   REQUIRE(cudaDeviceSynchronize());
   const bool is_bad = gpu::TakeReport(report).kind != BadLookup::kNone;
   if (is_bad) std::printf("time: a step was refused; the times above are of nothing\n");
