@@ -110,7 +110,8 @@ struct Trial {
   int64_t num_steps = 3;
   bool has_hot_row = false;
   StepData inputs;
-  int64_t wake_all_in = 0;  // a step
+  int64_t settle_after = 0;  // a step
+  bool wakes = true;         // when it is settled
   bool is_bfloat16 = false;
 };
 
@@ -139,12 +140,21 @@ void RunTrial(const Trial& trial, gpu::Report* report) {
     }
     StepData inputs = trial.inputs;
     inputs.step = s + (s > 2 ? 3 : 0);  // rows miss steps
-    inputs.wake_all = s == trial.wake_all_in;
+    AddTails(trial.rule, &inputs);
     if (s == 6) inputs.learning_rate *= 2;  // wakes rows
+    if (s == 6) inputs.tail_rates = {0.125f, 0.25f};
     const BadLookup bad = StepOnCpu(trial.rule, batches, inputs, &expected);
     CHECK_EQ(bad.kind, BadLookup::kNone);
     const DeviceStep<Index> step(trial.rule, batches, inputs, tables);
     step.Apply(report);
+    REQUIRE(cudaDeviceSynchronize());
+    CHECK_EQ(gpu::TakeReport(report).kind, BadLookup::kNone);
+    if (s != trial.settle_after) continue;
+    inputs.step += 2;  // rows are behind
+    SettleOnCpu(trial.rule, inputs, trial.wakes, &expected);
+    const std::vector<BatchData<int32_t>> none(tables.size());
+    const DeviceStep<int32_t> settle(trial.rule, none, inputs, tables);
+    settle.Settle(report, trial.wakes);
     REQUIRE(cudaDeviceSynchronize());
     CHECK_EQ(gpu::TakeReport(report).kind, BadLookup::kNone);
   }
@@ -168,6 +178,7 @@ void CheckRules(gpu::Report* report) {
         trial.inputs.clip_value = 0.25;
         trial.inputs.weight_decay = 0.0625;
       }
+      trial.settle_after = 2 + settings % 2;
       current_case = std::string(rule.name) + ", settings " + std::to_string(settings);
       RunTrial<int64_t>(trial, report);
     }
@@ -189,7 +200,8 @@ void CheckPolicies(gpu::Report* report) {
         trial.shapes = {{30, 5}, {40, 5}, {40, 36}};
         trial.num_lookups = 30;
         trial.num_steps = 20;
-        trial.wake_all_in = threshold < 1 ? 13 : 17;
+        trial.settle_after = threshold < 1 ? 13 : 17;
+        trial.wakes = threshold < 1;
         trial.inputs.weight_decay = skips ? 0.0625f : 0;
         trial.inputs.clip_value = skips ? 0 : 0.75f;
         current_case = std::string(trial.rule.name) + ", policy of metric " +
@@ -211,7 +223,7 @@ void CheckBfloat16(gpu::Report* report) {
       trial.policy = Policy(false, DriftMetric::kRelativeL2, 0.3, 0, 0.1, 9);
       trial.num_steps = 20;
       trial.num_lookups = 30;
-      trial.wake_all_in = 13;
+      trial.settle_after = 13;
     }
     current_case = std::string(rule.name) + ", bfloat16";
     RunTrial<int64_t>(trial, report);
@@ -325,7 +337,7 @@ void CheckFaults(gpu::Report* report) {
     std::vector<TableData> after;
     for (size_t t = 0; t < tables.size(); ++t) {
       after.push_back(tables[t].Download());
-      if (static_cast<int64_t>(t) == one.table) before[t].counters[6] = 2;  // both refused
+      if (static_cast<int64_t>(t) == one.table) before[t].counters[kNumRefusedSteps] = 2;  // both refused
     }
     CheckTables(after, before, true);
   }
@@ -351,9 +363,65 @@ void CheckBadState(gpu::Report* report) {
     CHECK_EQ(bad.kind, BadLookup::kState);
     CHECK_EQ(bad.lookup, 1);
     CHECK_EQ(bad.id, 5);
-    data.counters[6] = 1;
+    data.counters[kNumRefusedSteps] = 1;
     CheckTables({tables[0].Download()}, {data}, true);
   }
+}
+
+// An entry of the pool that is not its row's is not followed either when tables are settled.
+void CheckBadEntries(gpu::Report* report) {
+  const RuleCase rule = kRuleCases[1];
+  for (const int64_t row : {-1, 3, 10}) {
+    current_case = "entry of row " + std::to_string(row);
+    TableData data = NewTable(rule, 10, 4, Policy(false, DriftMetric::kL2, 1, 0, 0, 0), 3);
+    data.state[0].num_entries = 2;
+    data.row_states[4] = -1;
+    data.row_states[5] = -2;
+    data.entries[0].row = 4;
+    data.entries[1].row = row;
+    data.entries[1].held_steps = 1;
+    std::vector<DeviceTable> tables;
+    tables.emplace_back(data);
+    const DeviceStep<int32_t> step(rule, {{}}, {}, tables);
+    step.Settle(report, true);
+    REQUIRE(cudaDeviceSynchronize());
+    const BadLookup bad = gpu::TakeReport(report);
+    CHECK_EQ(bad.kind, BadLookup::kEntry);
+    CHECK_EQ(bad.id, 1);
+    data.counters[kNumRefusedSteps] = 1;
+    CheckTables({tables[0].Download()}, {data}, true);
+  }
+}
+
+// The pool is full when other rows become popular: they get the entries of rows that nobody looks
+// up any more.
+void CheckEviction(gpu::Report* report) {
+  current_case = "a full pool";
+  const RuleCase rule = kRuleCases[1];
+  const std::vector<double> policy = Policy(false, DriftMetric::kL2, 1e9, 0, 0, 0);
+  std::vector<TableData> expected = {NewTable(rule, 90, 6, policy, 40)};
+  std::vector<DeviceTable> tables;
+  tables.emplace_back(expected[0]);
+  std::mt19937_64 random(3);
+  for (const int64_t first : {0, 30, 60}) {
+    for (int64_t s = 1; s <= 12; ++s) {
+      BatchData<int32_t> batch;
+      for (int64_t i = 0; i < 45; ++i) {
+        batch.ids.push_back(static_cast<int32_t>(first + RandomBelow(&random, 30)));
+      }
+      batch.grads = RandomFloats(&random, 45 * 6);
+      StepData inputs;
+      inputs.step = first * 100 + s;
+      const BadLookup bad = StepOnCpu<int32_t>(rule, {batch}, inputs, &expected);
+      CHECK_EQ(bad.kind, BadLookup::kNone);
+      const DeviceStep<int32_t> step(rule, {batch}, inputs, tables);
+      step.Apply(report);
+      REQUIRE(cudaDeviceSynchronize());
+    }
+    CHECK(expected[0].row_states[first + 5] < 0);
+  }
+  CHECK(expected[0].row_states[5] > 0);
+  CheckTables({tables[0].Download()}, expected, true);
 }
 
 int Main() {
@@ -379,6 +447,8 @@ int Main() {
   CheckSlices<int64_t>(1, 3, 1000, report);
   CheckFaults(report);
   CheckBadState(report);
+  CheckBadEntries(report);
+  CheckEviction(report);
   REQUIRE(cudaDeviceSynchronize());
   REQUIRE(cudaFreeHost(report));
   std::printf("check: %lld checks on %s, %lld failed\n", static_cast<long long>(num_checks),

@@ -61,6 +61,14 @@ double BytesPerRow(const DeviceTable& table) {
   return num_bytes + 8 + (table.last_steps.size() > 0 ? 8 : 0);
 }
 
+// Rows were last touched in a step before.
+StepData Inputs(const RuleCase& rule) {
+  StepData inputs;
+  inputs.step = 20;
+  AddTails(rule, &inputs);
+  return inputs;
+}
+
 // Row updates alone, of distinct random rows.
 void TimeUpdates(double bandwidth, int64_t divisor, gpu::Report* report) {
   const RuleCase rules[] = {{"sgd", {}},
@@ -85,7 +93,7 @@ void TimeUpdates(double bandwidth, int64_t divisor, gpu::Report* report) {
           batch.ids.push_back((i + 1) * 2654435761 % modulus);
         }
         batch.grads.assign(num_lookups * dim, 0.5f);
-        const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
+        const DeviceStep<int64_t> step(rule, {batch}, Inputs(rule), tables);
         step.Apply(report, gpu::Half::kFind);
         const double milliseconds = Time([&] { step.Apply(report, gpu::Half::kUpdate); });
         Print(std::string("  ") + rule.name + ", dim " + std::to_string(dim) +
@@ -116,8 +124,7 @@ double NumDistinct(std::vector<int64_t> ids) {
 
 // Whole steps: finding rows, summing gradients, updating.
 void TimeSteps(double bandwidth, int64_t divisor, gpu::Report* report) {
-  const RuleCase rules[] = {
-      {"sgd", {}}, {"adagrad", {1e-7}}, {"adam", {0.9, 0.999, 1e-7, 0}}};
+  const RuleCase rules[] = {{"sgd", {}}, {"adagrad", {1e-7}}, {"adam", {0.9, 0.999, 1e-7, 0}}};
   std::printf("steps, Zipf 1.1; least bytes: ids, gradients, rows and slots:\n");
   for (const auto& [whole_rows, dim] : {std::pair<int64_t, int64_t>{1'000'000, 32},
                                         std::pair<int64_t, int64_t>{10'000'000, 64}}) {
@@ -132,7 +139,7 @@ void TimeSteps(double bandwidth, int64_t divisor, gpu::Report* report) {
       for (const RuleCase& rule : rules) {
         std::vector<DeviceTable> tables;
         tables.emplace_back(rule, num_rows, dim, false);
-        const DeviceStep<int64_t> step(rule, {batch}, {}, tables);
+        const DeviceStep<int64_t> step(rule, {batch}, Inputs(rule), tables);
         const double least = num_lookups * (8.0 + 4 * dim) +
                              num_distinct * 4 * 2 * dim * (1 + tables[0].slots.size());
         Print("  " + lookups + ", " + rule.name, Time([&] { step.Apply(report); }), least,

@@ -32,8 +32,9 @@ inline constexpr int32_t kOwnGrad = -1, kNotRead = -2;
 
 // The first bad lookup so far. Packed so that the least comes first in (table, lookup).
 struct Fault {
-  unsigned long long bad_id;   // table, lookup; kNoFault where there is none
-  unsigned long long bad_row;  // table, first lookup, whether it is the state
+  unsigned long long bad_id;     // table, lookup; kNoFault where there is none
+  unsigned long long bad_row;    // table, first lookup, whether it is the state
+  unsigned long long bad_entry;  // table, entry of the pool
 };
 inline constexpr unsigned long long kNoFault = ~0ull;
 
@@ -47,13 +48,10 @@ struct TableState {
   unsigned long long num_stale[4];  // skipped lookups, deferred ones, skipped rows, deferred ones
   int32_t num_found;
   bool is_refresh;
-  alignas(PolicySettings) unsigned char policy[sizeof(PolicySettings)];
-  alignas(16) unsigned char rule[64];
+  int32_t num_idle;
+  int32_t idle[kIdleWindow];  // entries that others may get
+  alignas(16) unsigned char rule[192];
 };
-
-__device__ inline const PolicySettings& PolicyOf(const TableState& state) {
-  return *reinterpret_cast<const PolicySettings*>(state.policy);
-}
 
 // What the kernels need of a table, whatever the type of its ids.
 //   rows   [state->num_found], at most num_lookups
@@ -62,9 +60,8 @@ __device__ inline const PolicySettings& PolicyOf(const TableState& state) {
 struct View {
   const float* grads;
   int64_t num_lookups;
-  int64_t num_rows;
   Table table;
-  Pool pool;
+  Staleness pool;
   TableState* state;
   Fault* fault;
   FoundRow* rows;
@@ -109,7 +106,24 @@ Error SumMarks(const View& view, const FindMemory& memory, cudaStream_t stream);
 
 // Whether the step is to change nothing.
 __device__ inline bool IsFaulty(const Fault& fault) {
-  return fault.bad_id != kNoFault || fault.bad_row != kNoFault;
+  return fault.bad_id != kNoFault || fault.bad_row != kNoFault || fault.bad_entry != kNoFault;
+}
+
+__device__ inline unsigned long long PackFault(int64_t table, int64_t place, bool is_state) {
+  return static_cast<unsigned long long>(table) << 33 |
+         static_cast<unsigned long long>(place) << 1 | is_state;
+}
+
+// Checks, with all threads of the grid, the entries of a table's pool.
+__device__ inline void CheckEntries(const View& view) {
+  const int64_t num_entries = static_cast<int64_t>(view.state->begun.num_entries);
+  const int64_t num_threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; e < num_entries;
+       e += num_threads) {
+    if (!IsWhole(view.pool, e, view.table.num_rows)) {
+      atomicMin(&view.fault->bad_entry, PackFault(view.index, e, false));
+    }
+  }
 }
 
 // Tells `report` of the step's first fault, if it is in this table and the report is free. Returns
@@ -117,16 +131,21 @@ __device__ inline bool IsFaulty(const Fault& fault) {
 template <typename Index>
 __device__ bool TellFault(const View& view, const Index* ids, Report* report) {
   const bool is_id = view.fault->bad_id != kNoFault;
-  const unsigned long long packed = is_id ? view.fault->bad_id : view.fault->bad_row;
+  const bool is_entry = !is_id && view.fault->bad_entry != kNoFault;
+  const unsigned long long packed =
+      is_id ? view.fault->bad_id : is_entry ? view.fault->bad_entry : view.fault->bad_row;
   if (packed == kNoFault || static_cast<int64_t>(packed >> 33) != view.index) return false;
   volatile Report* to = report;
   if (to->kind != BadLookup::kNone) return true;
-  const int64_t lookup = static_cast<int64_t>(packed >> 1 & 0xffffffffull);
+  const int64_t place = static_cast<int64_t>(packed >> 1 & 0xffffffffull);
   to->table = view.index;
-  to->lookup = lookup;
-  to->id = ids[lookup];
+  to->lookup = is_entry ? 0 : place;
+  to->id = is_entry ? place : ids[place];
   __threadfence_system();  // the host sees `kind` last
-  to->kind = is_id ? BadLookup::kId : packed & 1 ? BadLookup::kState : BadLookup::kGradient;
+  to->kind = is_id      ? BadLookup::kId
+             : is_entry ? BadLookup::kEntry
+             : packed & 1 ? BadLookup::kState
+                          : BadLookup::kGradient;
   return true;
 }
 

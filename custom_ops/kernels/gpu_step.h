@@ -46,18 +46,6 @@ Error AllocateReport(Report** report);
 // Returns what the device has reported since the last call; `kind` is kNone where there is nothing.
 BadLookup TakeReport(Report* report);
 
-// The row states and pool of a table, see Staleness.
-//   policy     [PolicySettings::kNumFields]
-//   row_states [num_rows]; null without a policy, and then the rest is
-struct Pool {
-  const double* policy;
-  int32_t* row_states;
-  PoolEntry* entries;
-  float* floats;
-  PolicyState* state;
-  int64_t capacity;
-};
-
 // Copies within the device's memory.
 Error CopyBytes(void* to, const void* from, size_t num_bytes, CUstream_st* stream);
 // Copies from the device's memory and waits for that, and so for all that the stream did before.
@@ -65,8 +53,9 @@ Error ReadBytes(void* to, const void* from, size_t num_bytes, CUstream_st* strea
 
 // What one step looked up in one table, as Lookups; the table, and what goes with it.
 //   table      as Table; `staleness` is not used
-//   counters   [7]: the fields of RowCounts are added to the first six, in its order; 1 to the last
-//              if the step changed nothing because of something in this table
+//   pool       as Staleness; `row_states` is null without a policy
+//   counters   [kNumCounters]: the fields of RowCounts are added to the first six; 1 to
+//              kNumRefusedSteps if the step changed nothing because of something in this table
 //   grad_scale scalar
 //   counted    [3]: how many lookups to count, in all, skipped and deferred; null: those that are
 template <typename Index>
@@ -74,21 +63,26 @@ struct TableStep {
   const Index* ids;
   const float* grads;
   int64_t num_lookups;
-  int64_t num_rows;
   Table table;
-  Pool pool;
+  Staleness pool;
   int64_t* counters;
   const float* grad_scale;
   const int64_t* counted;
   float weight_decay;
 };
 
-// What all tables share: scalars, but for the hyperparameters of the rule.
+// What all tables share.
+//   step, learning_rate  scalars
+//   tail_rates           [2]
+//   tails                [num_tails], see StepSettings
+inline constexpr int kMaxHyperparameters = 5;
 struct StepInputs {
   const int64_t* step;
   const float* learning_rate;
-  const double* hyperparameters;
-  const bool* wake_all;
+  const float* tail_rates;
+  const float* tails;
+  int64_t num_tails;
+  double hyperparameters[kMaxHyperparameters];
   float clip_value;
 };
 
@@ -107,6 +101,13 @@ template <typename Index>
 Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& tables,
                 const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream,
                 Half half = Half::kBoth);
+
+// Brings tables up to date as SettleRows does, `*inputs.step` being the last step; of a TableStep it
+// uses no lookups. If an entry of a pool makes no sense, in any table, it changes nothing and tells
+// `report`.
+Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& tables,
+                   const StepInputs& inputs, bool wake, void* workspace, Report* report,
+                   CUstream_st* stream);
 
 // Finds the rows that are not skipped, which CopySlices then copies in order of first appearance.
 // Of a TableStep it uses what Lookups has, and the pool.

@@ -91,11 +91,6 @@ Error LibraryBytes(int64_t num_lookups, int64_t num_rows, size_t* num_bytes) {
   return cudaSuccess;
 }
 
-__device__ unsigned long long PackFault(int64_t table, int64_t lookup, bool is_state) {
-  return static_cast<unsigned long long>(table) << 33 |
-         static_cast<unsigned long long>(lookup) << 1 | is_state;
-}
-
 // Checks the ids and makes the keys and places to sort. A bad id counts as 0, so that no later
 // access is out of bounds.
 template <typename Index>
@@ -105,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < view.num_lookups; i += num_threads) {
     const int64_t id = ids[i];
-    const bool is_bad = static_cast<uint64_t>(id) >= static_cast<uint64_t>(view.num_rows);
+    const bool is_bad = static_cast<uint64_t>(id) >= static_cast<uint64_t>(view.table.num_rows);
     if (is_bad) atomicMin(&view.fault->bad_id, PackFault(view.index, i, false));
     keys[i] = is_bad ? 0 : static_cast<uint32_t>(id);
     positions[i] = static_cast<int32_t>(i);
@@ -134,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
     row.first_lookup = positions[start];
     row.state = 0;
     row.sum = count == 1 ? kOwnGrad : static_cast<int32_t>(start / 2);
-    if (row.id >= view.num_rows) row.sum = kNotRead;  // a table without rows
+    if (row.id >= view.table.num_rows) row.sum = kNotRead;  // a table without rows
     if (view.pool.row_states != nullptr && row.sum != kNotRead) {
       row.state = view.pool.row_states[row.id];
       if (row.state < 0) {
@@ -154,6 +149,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     view.rows[r] = row;
   }
+  if (view.pool.row_states != nullptr && state.is_refresh) CheckEntries(view);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (num_stale[i] != 0) atomicAdd(&view.state->num_stale[i], num_stale[i]);
@@ -327,10 +323,16 @@ Error Sum(const View& view, const FindMemory& memory, cudaStream_t stream) {
                 memory.partials_2);
 }
 
+// The part of Classify that a table without lookups needs.
+__global__ void __launch_bounds__(kThreads) CheckRefresh(View view) {
+  if (view.state->is_refresh) CheckEntries(view);
+}
+
 // Begins a step that only finds rows.
 __global__ void BeginFind(View view, const int64_t* step) {
   TableState& state = *view.state;
   state.num_found = 0;
+  state.is_refresh = false;
   state.settings.step = *step;
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
   if (view.pool.row_states != nullptr) state.begun = *view.pool.state;
@@ -414,13 +416,12 @@ Error Lay(const std::vector<TableStep<Index>>& tables, void* workspace, Layout* 
   layout->views.clear();
   for (const TableStep<Index>& step : tables) {
     const int64_t num = step.num_lookups, dim = step.table.dim;
-    if (num < 0 || num > INT32_MAX || step.num_rows > int64_t{UINT32_MAX}) {
+    if (num < 0 || num > INT32_MAX || step.table.num_rows > int64_t{UINT32_MAX}) {
       return cudaErrorInvalidValue;
     }
     View view = {};
     view.grads = step.grads;
     view.num_lookups = num;
-    view.num_rows = step.num_rows;
     view.table = step.table;
     view.pool = step.pool;
     view.index = static_cast<int32_t>(layout->views.size());
@@ -436,7 +437,7 @@ Error Lay(const std::vector<TableStep<Index>>& tables, void* workspace, Layout* 
     most_partials = std::max(most_partials, num_tiles * dim);
     most_partials_2 = std::max(most_partials_2, CeilDiv(num_tiles, kPieceSize) * dim);
     if (num > 0) {
-      SLIPSTREAM_RETURN_IF_ERROR(LibraryBytes(num, step.num_rows, &find.library_bytes));
+      SLIPSTREAM_RETURN_IF_ERROR(LibraryBytes(num, step.table.num_rows, &find.library_bytes));
     }
   }
   for (uint32_t*& keys : find.keys) keys = arena.Take<uint32_t>(most_lookups);
@@ -454,11 +455,14 @@ template <typename Index>
 Error FindRows(const TableStep<Index>& table, const View& view, const FindMemory& memory,
                cudaStream_t stream) {
   const int64_t num = view.num_lookups;
-  if (num == 0) return cudaSuccess;
+  if (num == 0) {
+    if (view.pool.row_states == nullptr) return cudaSuccess;
+    return Launch(CheckRefresh, NumBlocks(view.pool.capacity), kThreads, stream, view);
+  }
   SLIPSTREAM_RETURN_IF_ERROR(Launch(CheckIds<Index>, NumBlocks(num), kThreads, stream, table.ids,
                                     view, memory.keys[0], memory.positions[0]));
   size_t num_bytes = memory.library_bytes;
-  SLIPSTREAM_RETURN_IF_ERROR(Sort(memory, num, view.num_rows, &num_bytes, stream));
+  SLIPSTREAM_RETURN_IF_ERROR(Sort(memory, num, view.table.num_rows, &num_bytes, stream));
   SLIPSTREAM_RETURN_IF_ERROR(SelectStarts(memory, num, &view.state->num_found, &num_bytes, stream));
   SLIPSTREAM_RETURN_IF_ERROR(Launch(Classify, NumBlocks(num), kThreads, stream, view, memory.starts,
                                     memory.keys[1], memory.positions[1]));

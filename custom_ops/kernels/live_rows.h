@@ -49,11 +49,11 @@ struct RowCounts {
 
 // The first thing found that keeps a step from being applied.
 struct BadLookup {
-  enum Kind { kNone, kId, kGradient, kState };
+  enum Kind { kNone, kId, kGradient, kState, kEntry };
   Kind kind = kNone;
   int64_t table = 0;
   int64_t lookup = 0;  // position in the batch
-  int64_t id = 0;
+  int64_t id = 0;  // kEntry: of the pool
 };
 
 // Finds the rows that a step updates or defers: drops repeats, leaves out rows that are skipped,

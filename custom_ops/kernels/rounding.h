@@ -29,6 +29,9 @@ SLIPSTREAM_INLINE uint32_t RoundingKey(uint32_t seed, int64_t step, int64_t row)
   return MixBits(key ^ static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32));
 }
 
+// Other bits than those of the update that may follow.
+inline constexpr uint32_t kSettleSeed = 0x5bd1e995u;
+
 // 16 random bits for element d.
 SLIPSTREAM_INLINE uint32_t RoundingBits(uint32_t key, uint32_t d) {
   return MixBits(key + d * 0x9e3779b9u) >> 16;

@@ -41,12 +41,19 @@ struct RowPair {
 
 }  // namespace
 
+int64_t CheckPool(const Staleness& s, int64_t num_rows) {
+  for (int64_t e = 0; e < s.state->num_entries; ++e) {
+    if (!IsWhole(s, e, num_rows)) return e;
+  }
+  return -1;
+}
+
 void Measure(const Staleness& s, int64_t entry, const float* row, const float* row_before,
              const float* grad) {
   ++s.entries[entry].window_updates;
-  if (s.policy.metric == DriftMetric::kCoherence) {
+  if (s.policy.metric() == DriftMetric::kCoherence) {
     *s.path(entry) += SquaredDistance(row, row_before, s.dim);
-  } else if (s.policy.metric == DriftMetric::kLoss) {
+  } else if (s.policy.metric() == DriftMetric::kLoss) {
     *s.path(entry) -= DotDifference(grad, row_before, s.snapshot(entry), s.dim);
   }
 }
@@ -56,10 +63,7 @@ int64_t AfterUpdate(const Staleness& s, int64_t entry, const float* row, int64_t
                      s.entries + entry, s.path(entry));
 }
 
-void Promote(const Staleness& s, int64_t id, const float* row, int64_t step) {
-  const int64_t index = static_cast<int64_t>(s.state->num_entries);
-  if (index >= s.capacity) return;
-  s.state->num_entries += 1;
+void Promote(const Staleness& s, int64_t index, int64_t id, const float* row, int64_t step) {
   s.entries[index] = NewEntry(s.policy, id, s.row_states[id], step);
   std::memset(s.held(index), 0, s.dim * sizeof(float));
   std::memcpy(s.snapshot(index), row, s.dim * sizeof(float));

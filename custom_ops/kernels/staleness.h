@@ -8,70 +8,78 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 
+#include "schema.h"
 #include "simd.h"
 
 namespace slipstream {
 
 enum class DriftMetric { kCoherence, kRelativeL2, kL2, kMeanAbs, kLoss };
 
-// A table's StalenessPolicy, in the order in which the op gets its numbers.
+// A table's StalenessPolicy. All 0: no row ever becomes popular.
+//   skips          whether the gradients of a row that sleeps are not read
+//   target_skip    0: the threshold is given
+//   correlation    the rule's, of one step with the one before
 struct PolicySettings {
-  static constexpr int kNumFields = 15;
-  SLIPSTREAM_HOST_DEVICE explicit PolicySettings(const double* v)
-      : skips(v[0] != 0),
-        min_updates(v[1]),
-        window(v[2]),
-        probe(v[3]),
-        metric(static_cast<DriftMetric>(static_cast<int>(v[4]))),
-        target_skip(v[5]),
-        max_threshold(v[6]),
-        first_sleep(v[7]),
-        max_sleep(v[8]),
-        updates_per_sleep(v[9]),
-        max_age(v[10]),
-        skip_below(v[11]),
-        refresh_every(v[12]),
-        warm_up(v[13]),
-        correlation(v[14]) {}
-  bool skips;
-  int64_t min_updates, window, probe;
-  DriftMetric metric;
-  double target_skip;  // 0: the threshold is given
-  double max_threshold;
-  int64_t first_sleep, max_sleep, updates_per_sleep, max_age;
-  double skip_below;
-  int64_t refresh_every, warm_up;
-  double correlation;  // the rule's, of one step with the one before
+#define SLIPSTREAM_FIELD(type, name) type name = 0;
+  SLIPSTREAM_POLICY_FIELDS(SLIPSTREAM_FIELD)
+#undef SLIPSTREAM_FIELD
+
+  // Sets a field by name. Returns whether there is one.
+  bool Set(const std::string& field, double value) {
+#define SLIPSTREAM_FIELD(type, name)   \
+  if (field == #name) {                \
+    name = static_cast<type>(value);   \
+    return true;                       \
+  }
+    SLIPSTREAM_POLICY_FIELDS(SLIPSTREAM_FIELD)
+#undef SLIPSTREAM_FIELD
+    return false;
+  }
+  SLIPSTREAM_HOST_DEVICE DriftMetric metric() const {
+    return static_cast<DriftMetric>(drift_metric);
+  }
 };
 
 // A popular row.
 struct PoolEntry {
-  int64_t row, wake_step, live_step, num_updates, held_steps, period, window_updates, is_skipped;
+  SLIPSTREAM_POOL_INTS(SLIPSTREAM_INT64)
 };
+static_assert(sizeof(PoolEntry) == kNumPoolInts * sizeof(int64_t));
 
 struct PolicyState {
-  double num_entries, num_sleeping, woken_at, learning_rate, threshold, strictness, control_lookups,
-      control_stale;
+  SLIPSTREAM_POLICY_STATE(SLIPSTREAM_DOUBLE)
 };
+static_assert(sizeof(PolicyState) == kNumPolicyStates * sizeof(double));
 
 // A table's row states and pool, in place.
 //   row_states [num_rows]: the batches that looked a row up so far, or -1 - e for entry e
 //   entries    [capacity]
 //   floats     [capacity, 2 dim + 1]: held [dim], snapshot [dim], path
 struct Staleness {
-  int32_t* row_states;
-  PoolEntry* entries;
-  float* floats;
-  PolicyState* state;
-  int64_t capacity;
-  int64_t dim;
-  PolicySettings policy;
+  int32_t* row_states = nullptr;
+  PoolEntry* entries = nullptr;
+  float* floats = nullptr;
+  PolicyState* state = nullptr;
+  int64_t capacity = 0;
+  int64_t dim = 0;
+  PolicySettings policy = {};
 
   float* held(int64_t entry) const { return floats + entry * (2 * dim + 1); }
   float* snapshot(int64_t entry) const { return held(entry) + dim; }
   float* path(int64_t entry) const { return held(entry) + 2 * dim; }
 };
+
+// Whether an entry is that of a row which has it. One that was not restored with its table is not
+// followed anywhere.
+SLIPSTREAM_INLINE bool IsWhole(const Staleness& staleness, int64_t index, int64_t num_rows) {
+  const PoolEntry& entry = staleness.entries[index];
+  return static_cast<uint64_t>(entry.row) < static_cast<uint64_t>(num_rows) &&
+         staleness.row_states[entry.row] == -1 - index && entry.held_steps >= 0;
+}
+// The first entry in use that is not; -1: there is none.
+int64_t CheckPool(const Staleness& staleness, int64_t num_rows);
 
 // What a lookup needs to know. `row_states` is null where every row is live.
 struct RowStates {
@@ -88,6 +96,7 @@ enum class RowKind { kLive, kDeferred, kSkipped };
 SLIPSTREAM_INLINE RowKind KindOf(const PoolEntry& entry, int64_t step, int64_t woken_at,
                                  int64_t held_elsewhere = 0) {
   if (step >= entry.wake_step || entry.live_step < woken_at) return RowKind::kLive;
+  if (step < entry.live_step) return RowKind::kLive;  // the counter of steps was set back
   if (entry.is_skipped) return RowKind::kSkipped;
   // The steps of a sleep are for as many batches as came before it; when more come, they end it.
   const int64_t num_held = entry.held_steps + held_elsewhere;
@@ -103,8 +112,7 @@ inline constexpr double kRateChange = 1.25;
 
 // Begins a step: wakes rows if the learning rate has changed. Returns whether it is a refresh.
 SLIPSTREAM_HOST_DEVICE inline bool BeginStep(const PolicySettings& policy, int64_t step,
-                                             double learning_rate, bool wake_all,
-                                             PolicyState* state) {
+                                             double learning_rate, PolicyState* state) {
   const double before = state->learning_rate;
   if (before == 0) {
     state->learning_rate = learning_rate;
@@ -112,9 +120,9 @@ SLIPSTREAM_HOST_DEVICE inline bool BeginStep(const PolicySettings& policy, int64
     state->learning_rate = learning_rate;
     state->woken_at = step;
   }
-  const bool is_refresh =
-      wake_all || (policy.refresh_every > 0 && step % policy.refresh_every == 0);
-  if (is_refresh) state->woken_at = step;
+  const bool is_refresh = policy.refresh_every > 0 && step % policy.refresh_every == 0;
+  // The counter of steps may have been set back.
+  if (is_refresh || state->woken_at > step) state->woken_at = step;
   return is_refresh;
 }
 
@@ -154,15 +162,16 @@ SLIPSTREAM_HOST_DEVICE inline double NoiseCoherence(int64_t num_steps, double b)
 }
 
 // Rows: what a judgement needs of a row [dim] and its snapshot; Judge says which functions.
+//       cycle: steps from the row's last update to this one
 template <typename Rows>
 SLIPSTREAM_HOST_DEVICE double Drift(const PolicySettings& policy, const PoolEntry& entry,
-                                    double path, const Rows& rows) {
-  switch (policy.metric) {
+                                    int64_t cycle, double path, const Rows& rows) {
+  switch (policy.metric()) {
     case DriftMetric::kCoherence: {
       if (path == 0) return 0;
-      // Of one update with the one before: so many batches apart.
-      const int64_t distance = policy.skips ? 1 : entry.period;
-      const double b = std::pow(policy.correlation, static_cast<double>(distance));
+      // Of one update with the one before. A row that is not updated in every step gets the whole
+      // effect of each gradient at once.
+      const double b = cycle == 1 ? policy.correlation : 0;
       return rows.SquaredDistance() / (path * NoiseCoherence(entry.window_updates, b));
     }
     case DriftMetric::kRelativeL2: {
@@ -198,9 +207,9 @@ SLIPSTREAM_HOST_DEVICE inline int64_t SleepLimit(const PolicySettings& policy,
 //         sums over the elements; dim(); TakeSnapshot() copies the row to its snapshot
 template <typename Rows>
 SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyState& state,
-                                     const Rows& rows, int64_t limit, PoolEntry* entry,
-                                     float* path) {
-  const double drift = Drift(policy, *entry, *path, rows);
+                                     const Rows& rows, int64_t limit, int64_t cycle,
+                                     PoolEntry* entry, float* path) {
+  const double drift = Drift(policy, *entry, cycle, *path, rows);
   const bool at_rest = drift <= state.threshold * state.strictness;
   int64_t sleep = 0;
   if (policy.skips) {
@@ -228,7 +237,8 @@ template <typename Rows>
 SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const PolicyState& state,
                                            int64_t index, int64_t step, const Rows& rows,
                                            PoolEntry* entry, float* path) {
-  const int64_t cycle = step - entry->live_step;
+  // At least 1, though the counter of steps was set back.
+  const int64_t cycle = std::max<int64_t>(1, step - entry->live_step);
   const bool slept = entry->wake_step > 0;
   const bool was_woken = entry->live_step < state.woken_at;
   // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
@@ -243,7 +253,7 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
   const int64_t limit = SleepLimit(policy, state, *entry);
   const bool is_judged = entry->window_updates >= num_judged;
   int64_t num_batches = 0;
-  if (is_judged) num_batches = Judge(policy, state, rows, limit, entry, path);
+  if (is_judged) num_batches = Judge(policy, state, rows, limit, cycle, entry, path);
   const bool sleeps_on = slept && !was_woken;
   if (!policy.skips && (is_judged || sleeps_on)) {
     num_batches = std::min(entry->period, limit) - 1;
@@ -263,13 +273,10 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
 // Judges the row [dim] of an entry, see above. Changes nothing else than its entry.
 int64_t AfterUpdate(const Staleness& staleness, int64_t entry, const float* row, int64_t step);
 
-// The same for a row whose held gradients alone were applied.
-SLIPSTREAM_HOST_DEVICE inline int64_t AfterFlush(int64_t step, PoolEntry* entry) {
-  const bool slept = entry->wake_step > 0;
+// The same for a row whose held gradients alone were applied; it may sleep on.
+SLIPSTREAM_HOST_DEVICE inline void AfterFlush(int64_t step, PoolEntry* entry) {
   entry->live_step = step;
   entry->held_steps = 0;
-  entry->wake_step = 0;
-  return -static_cast<int64_t>(slept);
 }
 
 // The updates of a row that is not popular after one more.
@@ -293,8 +300,29 @@ SLIPSTREAM_INLINE PoolEntry NewEntry(const PolicySettings& policy, int64_t row, 
   return entry;
 }
 
-// Makes a row popular that was just updated for the num_updates-th time, if there is an entry left.
-void Promote(const Staleness& staleness, int64_t id, const float* row, int64_t step);
+// Entries that one step looks at when rows want to become popular and the pool is full, and for how
+// many steps nobody must have looked a row up, for another to get its entry.
+inline constexpr int64_t kIdleWindow = 256;
+inline constexpr int64_t kIdleSteps = 1000;
+
+SLIPSTREAM_INLINE bool IsIdle(const PoolEntry& entry, int64_t step) {
+  // A row that is looked up while it sleeps leaves no trace but what it holds.
+  return step - std::max(entry.live_step, entry.wake_step) >= kIdleSteps;
+}
+
+// The entry where a search begins.
+SLIPSTREAM_INLINE int64_t FirstIdle(const PolicyState& state) {
+  return 0 <= state.hand && state.hand < state.num_entries ? static_cast<int64_t>(state.hand) : 0;
+}
+
+// The row state of a row whose entry another one gets.
+SLIPSTREAM_INLINE int32_t StateOfEvicted(const PoolEntry& entry) {
+  return static_cast<int32_t>(
+      std::min<int64_t>(entry.num_updates, std::numeric_limits<int32_t>::max()));
+}
+
+// Makes a row popular that was just updated for the num_updates-th time, as entry `index`.
+void Promote(const Staleness& staleness, int64_t index, int64_t id, const float* row, int64_t step);
 
 }  // namespace slipstream
 

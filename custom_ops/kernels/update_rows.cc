@@ -10,6 +10,8 @@ namespace {
 
 // Rows that one task updates: enough to hide the start of a task, few enough to share out evenly.
 constexpr int64_t kRowsPerTask = 512;
+// The same of a pass over the clocks of rows, few of which are behind.
+constexpr int64_t kSettledRowsPerTask = 16384;
 
 // grad [dim] scaled and clipped as the settings say; in `clipped` [dim] where that changes
 // anything.
@@ -85,7 +87,6 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
   const int64_t dim = table.dim;
   const float decay = static_cast<float>(settings.weight_decay);
   const float learning_rate = static_cast<float>(settings.learning_rate);
-  const uint32_t step = static_cast<uint32_t>(settings.step);
   const Staleness* staleness = table.staleness;
   float* row_before = scratch + 2 * dim;
   for (int64_t i = 0; i < num_rows; ++i) {
@@ -139,16 +140,14 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       std::memcpy(row_before, state.row, dim * sizeof(float));
     }
     MarkChanged(table.changed_rows, id);
-    uint32_t missed = 0;
+    Touch touch;
+    touch.num_batches = k;
     if (table.last_steps != nullptr) {
-      const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
-      // Workers of a cluster share steps: then fewer may have passed than there were batches.
-      const bool is_fewer = table.batches != nullptr && step - last < k;
-      if (last != 0 && !is_fewer) missed = step - last - k;
-      table.last_steps[id] = static_cast<int32_t>(step);
+      touch = TouchAt(static_cast<uint32_t>(table.last_steps[id]), settings.step, k);
+      const bool is_spent = rule.can_spend() && IsRare(touch);
+      table.last_steps[id] = static_cast<int32_t>(ClockOf(settings.step, is_spent));
     }
-    DecayWeights(state.row, dim, decay, learning_rate, k);
-    rule.Update(state, grad, dim, missed, k);
+    UpdateRow(rule, touch, decay, learning_rate, grad, dim, state);
     if (table.bfloat16_table != nullptr) {
       RoundRow(RoundingKey(table.rounding_seed, settings.step, id), dim, state.row,
                table.bfloat16_table + id * dim);
@@ -159,11 +158,44 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
       if (has_batch) {
         result->sleeping_change += AfterUpdate(*staleness, entry, state.row, settings.step);
       } else {
-        result->sleeping_change += AfterFlush(settings.step, staleness->entries + entry);
+        AfterFlush(settings.step, staleness->entries + entry);
       }
     } else {
       CountUpdate(*staleness, rows[i], num_batches, settings.step, result);
     }
+  }
+}
+
+// scratch [dim]
+template <typename Rule>
+SLIPSTREAM_INLINE void Settle(const Table& table, int64_t begin, int64_t end,
+                              const StepSettings& settings, float* scratch) {
+  StepSettings next = settings;
+  ++next.step;  // a rule looks back from the step that it does
+  const Rule rule(next);
+  const float decay = static_cast<float>(settings.weight_decay);
+  if (table.last_steps == nullptr || (!rule.moves_when_missed() && decay == 0)) return;
+  for (int64_t id = begin; id < end; ++id) {
+    const uint32_t clock = static_cast<uint32_t>(table.last_steps[id]);
+    // Without a decay there is nothing pending of a row that is spent.
+    if (clock == 0 || (decay == 0 && (clock & kSpentBit) != 0)) continue;
+    const Touch touch = TouchAt(clock, next.step, 1);
+    if (touch.num_missed == 0) continue;
+    RowState state = {};
+    if (table.bfloat16_table == nullptr) {
+      state.row = table.table + id * table.dim;
+    } else {
+      state.row = scratch;
+      Widen(table.bfloat16_table + id * table.dim, table.dim, state.row);
+    }
+    for (int s = 0; s < table.num_slots; ++s) state.slots[s] = table.slots[s] + id * table.slot_dim;
+    SettleRow(rule, touch, decay, static_cast<float>(settings.learning_rate), table.dim, state);
+    if (table.bfloat16_table != nullptr) {
+      RoundRow(RoundingKey(table.rounding_seed ^ kSettleSeed, next.step, id), table.dim, state.row,
+               table.bfloat16_table + id * table.dim);
+    }
+    table.last_steps[id] = static_cast<int32_t>(ClockOf(settings.step, touch.was_spent));
+    MarkChanged(table.changed_rows, id);
   }
 }
 
@@ -173,6 +205,10 @@ SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t n
                                     const StepSettings& settings, float* scratch,              \
                                     UpdateResult* result) {                                    \
     Update<Rule>(table, rows, num_rows, settings, scratch, result);                            \
+  }                                                                                            \
+  SLIPSTREAM_SIMD void Settle##Rule(const Table& table, int64_t begin, int64_t end,            \
+                                    const StepSettings& settings, float* scratch) {            \
+    Settle<Rule>(table, begin, end, settings, scratch);                                        \
   }
 SLIPSTREAM_DEFINE_UPDATE(Sgd)
 SLIPSTREAM_DEFINE_UPDATE(Momentum)
@@ -184,19 +220,20 @@ SLIPSTREAM_DEFINE_UPDATE(Ftrl)
 #undef SLIPSTREAM_DEFINE_UPDATE
 
 template <typename Rule>
-constexpr RuleInfo Info(const char* name, decltype(RuleInfo::update) update) {
-  return {name,  Rule::kNumHyperparameters, Rule::NumSlots, Rule::kSlotsPerRow, Rule::kHasMoments,
-          update};
+constexpr RuleInfo Info(const char* name, decltype(RuleInfo::update) update,
+                        decltype(RuleInfo::settle) settle) {
+  return {name,   Rule::kNumHyperparameters, Rule::NumSlots, Rule::kSlotsPerRow, Rule::kHasMoments,
+          update, settle};
 }
 
 const RuleInfo kRules[] = {
-    Info<Sgd>("sgd", UpdateSgd),
-    Info<Momentum>("momentum", UpdateMomentum),
-    Info<Adagrad>("adagrad", UpdateAdagrad),
-    Info<RowWiseAdagrad>("row_wise_adagrad", UpdateRowWiseAdagrad),
-    Info<Adam>("adam", UpdateAdam),
-    Info<RmsProp>("rmsprop", UpdateRmsProp),
-    Info<Ftrl>("ftrl", UpdateFtrl),
+    Info<Sgd>("sgd", UpdateSgd, SettleSgd),
+    Info<Momentum>("momentum", UpdateMomentum, SettleMomentum),
+    Info<Adagrad>("adagrad", UpdateAdagrad, SettleAdagrad),
+    Info<RowWiseAdagrad>("row_wise_adagrad", UpdateRowWiseAdagrad, SettleRowWiseAdagrad),
+    Info<Adam>("adam", UpdateAdam, SettleAdam),
+    Info<RmsProp>("rmsprop", UpdateRmsProp, SettleRmsProp),
+    Info<Ftrl>("ftrl", UpdateFtrl, SettleFtrl),
 };
 
 void AddTasks(const std::vector<LiveRows::Run>& runs, std::vector<LiveRows::Run>* tasks) {
@@ -231,45 +268,108 @@ void Hold(const Table& table, const LiveRow* rows, int64_t num_rows, const StepS
   }
 }
 
-void PromoteAll(const Table& table, std::vector<Candidate> candidates, int64_t step) {
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.first_lookup < b.first_lookup; });
-  std::vector<float> widened(table.bfloat16_table == nullptr ? 0 : table.dim);
-  for (const Candidate& candidate : candidates) {
-    const float* row = table.table + candidate.id * table.dim;
-    if (table.bfloat16_table != nullptr) {
-      Widen(table.bfloat16_table + candidate.id * table.dim, table.dim, widened.data());
-      row = widened.data();
-    }
-    Promote(*table.staleness, candidate.id, row, step);
-  }
+// Updates rows with what is held of them alone.
+//   rows  of entries that hold something
+void Flush(const RuleInfo& rule, const Table& table, const std::vector<LiveRow>& rows,
+           const StepSettings& settings, const ParallelFor& parallel_for) {
+  const int64_t num_rows = rows.size(), num_tasks = (num_rows + kRowsPerTask - 1) / kRowsPerTask;
+  parallel_for(num_tasks, [&](int64_t i) {
+    static thread_local Buffer<float> scratch;
+    const int64_t begin = i * kRowsPerTask;
+    UpdateResult none;
+    rule.update(table, rows.data() + begin, std::min(kRowsPerTask, num_rows - begin), settings,
+                scratch.Reserve(kScratchRows * table.dim), &none);
+  });
 }
 
-// Applies all that is held; returns the change of `num_sleeping`.
-int64_t FlushAll(const RuleInfo& rule, const Table& table, const StepSettings& settings,
+LiveRow WithoutBatch(const Staleness& staleness, int64_t entry) {
+  return {staleness.entries[entry].row, nullptr, 0, static_cast<int32_t>(-1 - entry)};
+}
+
+// Takes up to `num_wanted` entries from rows that nobody has looked up for long, of the next few.
+// Returns them; `sleeping_change` is what to add to `num_sleeping`.
+std::vector<int64_t> EvictIdle(const RuleInfo& rule, const Table& table, int64_t num_wanted,
+                               const StepSettings& settings, const ParallelFor& parallel_for,
+                               int64_t* sleeping_change) {
+  const Staleness& staleness = *table.staleness;
+  PolicyState* state = staleness.state;
+  const int64_t num_entries = static_cast<int64_t>(state->num_entries);
+  const int64_t hand = FirstIdle(*state);
+  std::vector<int64_t> evicted;
+  std::vector<LiveRow> holding;
+  for (int64_t i = 0; i < std::min(kIdleWindow, num_entries); ++i) {
+    const int64_t index = (hand + i) % num_entries;
+    const PoolEntry& entry = staleness.entries[index];
+    if (static_cast<int64_t>(evicted.size()) >= num_wanted || !IsIdle(entry, settings.step) ||
+        !IsWhole(staleness, index, table.num_rows)) {
+      continue;
+    }
+    evicted.push_back(index);
+    if (entry.held_steps > 0) holding.push_back(WithoutBatch(staleness, index));
+    *sleeping_change -= entry.wake_step > 0;
+  }
+  Flush(rule, table, holding, settings, parallel_for);
+  for (const int64_t index : evicted) {
+    const PoolEntry& entry = staleness.entries[index];
+    staleness.row_states[entry.row] = StateOfEvicted(entry);
+  }
+  state->hand = static_cast<double>((hand + kIdleWindow) % num_entries);
+  return evicted;
+}
+
+// Makes candidates popular, in order of first appearance. Returns what to add to `num_sleeping`.
+int64_t PromoteAll(const RuleInfo& rule, const Table& table, std::vector<Candidate> candidates,
+                   const StepSettings& settings, const ParallelFor& parallel_for) {
+  if (candidates.empty()) return 0;
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.first_lookup < b.first_lookup; });
+  const Staleness& staleness = *table.staleness;
+  const int64_t num_entries = static_cast<int64_t>(staleness.state->num_entries);
+  const int64_t num_candidates = candidates.size();
+  std::vector<int64_t> entries;
+  for (int64_t e = num_entries; e < std::min(num_entries + num_candidates, staleness.capacity);
+       ++e) {
+    entries.push_back(e);
+  }
+  int64_t sleeping_change = 0;
+  const int64_t num_new = entries.size(), num_wanted = num_candidates - num_new;
+  if (num_wanted > 0 && num_entries > 0) {
+    const std::vector<int64_t> evicted =
+        EvictIdle(rule, table, num_wanted, settings, parallel_for, &sleeping_change);
+    entries.insert(entries.end(), evicted.begin(), evicted.end());
+  }
+  staleness.state->num_entries += num_new;
+  std::vector<float> widened(table.bfloat16_table == nullptr ? 0 : table.dim);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const int64_t id = candidates[i].id;
+    const float* row = table.table + id * table.dim;
+    if (table.bfloat16_table != nullptr) {
+      Widen(table.bfloat16_table + id * table.dim, table.dim, widened.data());
+      row = widened.data();
+    }
+    Promote(staleness, entries[i], id, row, settings.step);
+  }
+  return sleeping_change;
+}
+
+// Applies all that is held, and wakes every row or lets it sleep on; returns the change of
+// `num_sleeping`.
+int64_t FlushAll(const RuleInfo& rule, const Table& table, const StepSettings& settings, bool wake,
                  const ParallelFor& parallel_for) {
   const Staleness& staleness = *table.staleness;
   std::vector<LiveRow> rows;
   int64_t sleeping_change = 0;
   for (int64_t e = 0; e < staleness.state->num_entries; ++e) {
     PoolEntry* entry = staleness.entries + e;
-    if (entry->held_steps > 0) {
-      rows.push_back({entry->row, nullptr, 0, static_cast<int32_t>(-1 - e)});
-    } else if (entry->wake_step > 0) {
+    if (wake && entry->wake_step > 0) {
       entry->wake_step = 0;
       --sleeping_change;
     }
+    if (entry->held_steps > 0) {
+      rows.push_back(WithoutBatch(staleness, e));
+    }
   }
-  const int64_t num_tasks = (rows.size() + kRowsPerTask - 1) / kRowsPerTask;
-  std::vector<UpdateResult> results(num_tasks);
-  parallel_for(num_tasks, [&](int64_t i) {
-    static thread_local Buffer<float> scratch;
-    const int64_t begin = i * kRowsPerTask;
-    const int64_t num = std::min<int64_t>(kRowsPerTask, rows.size() - begin);
-    rule.update(table, rows.data() + begin, num, settings,
-                scratch.Reserve(kScratchRows * table.dim), &results[i]);
-  });
-  for (const UpdateResult& result : results) sleeping_change += result.sleeping_change;
+  Flush(rule, table, rows, settings, parallel_for);
   return sleeping_change;
 }
 
@@ -311,13 +411,32 @@ void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
       candidates.insert(candidates.end(), results[i].candidates.begin(),
                         results[i].candidates.end());
     }
-    PromoteAll(tables[t], std::move(candidates), settings[t].step);
-    if (is_refresh[t]) sleeping_change += FlushAll(rule, tables[t], settings[t], parallel_for);
+    sleeping_change +=
+        PromoteAll(rule, tables[t], std::move(candidates), settings[t], parallel_for);
+    if (is_refresh[t]) {
+      sleeping_change += FlushAll(rule, tables[t], settings[t], true, parallel_for);
+    }
     const RowCounts& counts = found.counts[t];
     EndStep(tables[t].staleness->policy, settings[t].step, counts.num_lookups,
             counts.num_skipped_lookups + counts.num_deferred_lookups, sleeping_change,
             tables[t].staleness->state);
   }
+}
+
+void SettleRows(const RuleInfo& rule, const Table& table, const StepSettings& settings, bool wake,
+                const ParallelFor& parallel_for) {
+  if (table.staleness != nullptr) {
+    PolicyState* state = table.staleness->state;
+    if (wake) state->woken_at = settings.step;
+    state->num_sleeping += FlushAll(rule, table, settings, wake, parallel_for);
+  }
+  const int64_t num_tasks = (table.num_rows + kSettledRowsPerTask - 1) / kSettledRowsPerTask;
+  parallel_for(num_tasks, [&](int64_t i) {
+    static thread_local Buffer<float> scratch;
+    const int64_t begin = i * kSettledRowsPerTask;
+    rule.settle(table, begin, std::min(table.num_rows, begin + kSettledRowsPerTask), settings,
+                scratch.Reserve(table.dim));
+  });
 }
 
 }  // namespace slipstream

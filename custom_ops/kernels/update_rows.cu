@@ -10,6 +10,7 @@
 // Every kernel first looks whether a lookup of the step was bad, in any table, and then does
 // nothing.
 #include <new>
+#include <type_traits>
 
 #include "gpu_rows.cuh"
 
@@ -22,29 +23,38 @@ __device__ const Rule& RuleOf(const TableState& state) {
   return *reinterpret_cast<const Rule*>(state.rule);
 }
 
-// Begins a table's step.
+// Begins a table's step; or, between steps, what brings it up to date (`settles`), after the last
+// one.
 template <typename Rule>
 __global__ void BeginTable(View view, StepInputs inputs, const float* grad_scale,
-                           float weight_decay) {
+                           float weight_decay, bool settles, bool wake) {
   TableState& state = *view.state;
   StepSettings settings;
-  settings.step = *inputs.step;
+  settings.step = *inputs.step > 1 ? *inputs.step : 1;
   settings.learning_rate = *inputs.learning_rate;
   settings.weight_decay = weight_decay;
   settings.clip_value = inputs.clip_value;
-  settings.grad_scale = *grad_scale;
+  settings.grad_scale = grad_scale == nullptr ? 1 : *grad_scale;
   settings.hyperparameters = inputs.hyperparameters;
+  settings.tails = inputs.tails;
+  settings.num_tails = inputs.num_tails;
+  for (int i = 0; i < 2; ++i) settings.tail_rates[i] = inputs.tail_rates[i];
   state.settings = settings;
   new (state.rule) Rule(settings);
-  state.num_found = 0;
+  state.settings.hyperparameters = nullptr;  // this kernel's
+  state.num_found = state.num_idle = 0;
   state.sleeping_change = 0;
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
   state.is_refresh = false;
   if (view.pool.row_states == nullptr) return;
-  const PolicySettings* policy = new (state.policy) PolicySettings(view.pool.policy);
   state.begun = *view.pool.state;
-  state.is_refresh =
-      BeginStep(*policy, settings.step, settings.learning_rate, *inputs.wake_all, &state.begun);
+  if (settles) {
+    state.is_refresh = true;
+    if (wake) state.begun.woken_at = settings.step;
+  } else {
+    state.is_refresh =
+        BeginStep(view.pool.policy, settings.step, settings.learning_rate, &state.begun);
+  }
 }
 
 // This lane's elements from d on of what a row is updated with: the gradient of the batch, scaled
@@ -142,13 +152,13 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
   const float learning_rate = static_cast<float>(settings.learning_rate);
   const float* held = popular == nullptr ? nullptr : popular->held;
 
-  uint32_t missed = 0;
-  if constexpr (Rule::kHasMoments) {
-    const uint32_t step = static_cast<uint32_t>(settings.step);
-    const uint32_t last = static_cast<uint32_t>(table.last_steps[id]);
-    if (last != 0) missed = step - last - k;
+  Touch touch;
+  touch.num_batches = k;
+  if (table.last_steps != nullptr) {
+    touch = TouchAt(static_cast<uint32_t>(table.last_steps[id]), settings.step, k);
     group.Sync();  // all lanes have read it
-    if (group.lane == 0) table.last_steps[id] = static_cast<int32_t>(step);
+    const bool is_spent = rule.can_spend() && IsRare(touch);
+    if (group.lane == 0) table.last_steps[id] = static_cast<int32_t>(ClockOf(settings.step, is_spent));
   }
   if (group.lane == 0) MarkChanged(table.changed_rows, id);
 
@@ -180,8 +190,8 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
           if (held != nullptr) popular->held[d + j] = 0;
         }
       }
-      DecayWeights(row, kVector, decay, learning_rate, k);
       if constexpr (Rule::kSlotsPerRow) {
+        DecayWeights(row, kVector, decay, learning_rate, k + touch.num_missed);
         rule.UpdatePart(row, used, kVector, accumulator);
       } else {
         constexpr int kNumSlots = Rule::kNumSlots;
@@ -192,7 +202,7 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
           state.slots[s] = slots[s];
           if (s < table.num_slots) Load(table.slots[s] + id * dim + d, slots[s]);
         }
-        rule.Update(state, used, kVector, missed, k);
+        slipstream::UpdateRow(rule, touch, decay, learning_rate, used, kVector, state);
 #pragma unroll
         for (int s = 0; s < kNumSlots; ++s) {
           if (s < table.num_slots) Store(table.slots[s] + id * dim + d, slots[s]);
@@ -226,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) UpdateOthers(View view) {
   if (IsFaulty(*view.fault)) return;
   const Group group = Group::Own();
   const TableState& state = *view.state;
-  const Rule rule = RuleOf<Rule>(state);
+  const Rule& rule = RuleOf<Rule>(state);
   for (int64_t r = Group::Index(); r < state.num_found; r += Group::Number()) {
     const FoundRow row = view.rows[r];
     if (row.sum == kNotRead || row.state < 0) continue;
@@ -234,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) UpdateOthers(View view) {
     if (view.pool.row_states == nullptr || group.lane != 0) continue;
     const int32_t num_updates = OneMore(row.state);
     view.pool.row_states[row.id] = num_updates;
-    if (HasEnough(PolicyOf(state), num_updates, state.settings.step)) {
+    if (HasEnough(view.pool.policy, num_updates, state.settings.step)) {
       view.marks[row.first_lookup] = 1;
     }
   }
@@ -304,26 +314,26 @@ template <typename Rule, typename Group>
 __device__ void UpdatePopularRow(const Group& group, const View& view, const Rule& rule,
                                  int64_t index, const float* grad) {
   TableState& state = *view.state;
-  const PolicySettings& policy = PolicyOf(state);
+  const PolicySettings& policy = view.pool.policy;
   const EntryMemory memory(view, index);
   // Every lane works on its own copy, to the same result.
   PoolEntry entry = *memory.ints;
   float path = *memory.path;
   const bool has_held = entry.held_steps != 0;
   const uint32_t k = static_cast<uint32_t>(entry.held_steps) + (grad != nullptr);
-  PopularRow popular = {policy.metric, has_held ? memory.held : nullptr, memory.snapshot, 0};
+  PopularRow popular = {policy.metric(), has_held ? memory.held : nullptr, memory.snapshot, 0};
   UpdateRow(group, view, rule, entry.row, grad, k, &popular);
 
   ++entry.window_updates;
-  if (policy.metric == DriftMetric::kCoherence) path += popular.moved;
-  if (policy.metric == DriftMetric::kLoss) path -= popular.moved;
-  int64_t sleeping_change;
+  if (policy.metric() == DriftMetric::kCoherence) path += popular.moved;
+  if (policy.metric() == DriftMetric::kLoss) path -= popular.moved;
+  int64_t sleeping_change = 0;
   if (grad != nullptr) {
     const RowPair<Group> rows(group, view.table, entry.row, memory.snapshot);
     sleeping_change =
         AfterUpdate(policy, state.begun, index, state.settings.step, rows, &entry, &path);
   } else {
-    sleeping_change = AfterFlush(state.settings.step, &entry);
+    AfterFlush(state.settings.step, &entry);
   }
   group.Sync();  // all lanes have read the entry
   if (group.lane != 0) return;
@@ -356,7 +366,7 @@ __global__ void __launch_bounds__(kThreads) UpdatePopular(View view) {
   if (IsFaulty(*view.fault)) return;
   const auto group = Group<1, 32>::Own();
   const TableState& state = *view.state;
-  const Rule rule = RuleOf<Rule>(state);
+  const Rule& rule = RuleOf<Rule>(state);
   const int64_t woken_at = static_cast<int64_t>(state.begun.woken_at);
   for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
     const FoundRow row = view.rows[r];
@@ -372,6 +382,54 @@ __global__ void __launch_bounds__(kThreads) UpdatePopular(View view) {
   }
 }
 
+// How many of the marked rows can have no new entry.
+__device__ int64_t NumWanted(const View& view) {
+  const int64_t last = view.num_lookups - 1;
+  const int64_t num_entries = static_cast<int64_t>(view.state->begun.num_entries);
+  return view.places[last] + view.marks[last] - (view.pool.capacity - num_entries);
+}
+
+// Where rows want entries that there are none for, looks for idle ones, as EvictIdle does. One warp.
+__global__ void FindIdle(View view) {
+  TableState& state = *view.state;
+  if (IsFaulty(*view.fault) || NumWanted(view) <= 0 || state.begun.num_entries == 0) return;
+  const int lane = threadIdx.x;
+  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
+  const int64_t hand = FirstIdle(state.begun), num_wanted = NumWanted(view);
+  const int64_t window = kIdleWindow < num_entries ? kIdleWindow : num_entries;
+  int64_t num_idle = 0;
+  for (int64_t first = 0; first < window; first += 32) {
+    const int64_t index = (hand + first + lane) % num_entries;
+    const bool is_idle = first + lane < window &&
+                         IsIdle(view.pool.entries[index], state.settings.step) &&
+                         IsWhole(view.pool, index, view.table.num_rows);
+    const unsigned found = __ballot_sync(~0u, is_idle);
+    const int64_t place = num_idle + __popc(found & ((1u << lane) - 1));
+    if (is_idle && place < num_wanted) state.idle[place] = static_cast<int32_t>(index);
+    num_idle += __popc(found);
+  }
+  if (lane != 0) return;
+  state.num_idle = static_cast<int32_t>(num_idle < num_wanted ? num_idle : num_wanted);
+  state.begun.hand = static_cast<double>((hand + kIdleWindow) % num_entries);
+}
+
+// Applies what is held of the rows that lose their entries.
+template <typename Rule>
+__global__ void __launch_bounds__(kThreads) EvictIdle(View view) {
+  if (IsFaulty(*view.fault)) return;
+  const auto group = Group<1, 32>::Own();
+  TableState& state = *view.state;
+  const Rule& rule = RuleOf<Rule>(state);
+  for (int64_t i = group.Index(); i < state.num_idle; i += group.Number()) {
+    const PoolEntry* entry = view.pool.entries + state.idle[i];
+    if (entry->held_steps > 0) UpdatePopularRow(group, view, rule, state.idle[i], nullptr);
+    group.Sync();
+    if (group.lane != 0) continue;
+    if (entry->wake_step > 0) atomicAdd(&state.sleeping_change, ~0ull);
+    view.pool.row_states[entry->row] = StateOfEvicted(*entry);
+  }
+}
+
 // Makes the marked rows popular, in order of first appearance while there are entries left.
 __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
   if (IsFaulty(*view.fault)) return;
@@ -382,8 +440,12 @@ __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
   for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
     const FoundRow row = view.rows[r];
     if (row.sum == kNotRead || row.state < 0 || view.marks[row.first_lookup] == 0) continue;
-    const int64_t index = num_entries + view.places[row.first_lookup];
-    if (index >= view.pool.capacity) continue;
+    int64_t index = num_entries + view.places[row.first_lookup];
+    if (index >= view.pool.capacity) {
+      index -= view.pool.capacity;
+      if (index >= state.num_idle) continue;
+      index = state.idle[index];
+    }
     const EntryMemory memory(view, index);
     group.ForEach(dim, [&](int64_t d, bool is_inside) {
       if (!is_inside) return;
@@ -395,7 +457,7 @@ __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
     if (group.lane != 0) continue;
     *memory.path = 0;
     *memory.ints =
-        NewEntry(PolicyOf(state), row.id, view.pool.row_states[row.id], state.settings.step);
+        NewEntry(view.pool.policy, row.id, view.pool.row_states[row.id], state.settings.step);
     view.pool.row_states[row.id] = static_cast<int32_t>(-1 - index);
   }
 }
@@ -409,28 +471,89 @@ __global__ void CountPromoted(View view) {
   begun.num_entries = num_entries < capacity ? num_entries : capacity;
 }
 
-// In a refresh, applies all that is held and wakes every row.
+// In a refresh, or where a table is settled: applies all that is held, and wakes every row or lets
+// it sleep on.
 template <typename Rule>
-__global__ void __launch_bounds__(kThreads) FlushHeld(View view) {
+__global__ void __launch_bounds__(kThreads) FlushHeld(View view, bool wake) {
   TableState& state = *view.state;
   if (IsFaulty(*view.fault) || !state.is_refresh) return;
   const auto group = Group<1, 32>::Own();
-  const Rule rule = RuleOf<Rule>(state);
+  const Rule& rule = RuleOf<Rule>(state);
   const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
   for (int64_t e = group.Index(); e < num_entries; e += group.Number()) {
     PoolEntry* entry = view.pool.entries + e;
-    const bool has_held = entry->held_steps > 0, sleeps = entry->wake_step > 0;
-    const int64_t id = entry->row;
-    group.Sync();  // all lanes have read the entry
-    if (has_held) {
-      // The pool may not have been restored with the table.
-      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(view.num_rows)) continue;
-      UpdatePopularRow(group, view, rule, e, nullptr);
-    } else if (sleeps && group.lane == 0) {
-      entry->wake_step = 0;
-      atomicAdd(&state.sleeping_change, ~0ull);
+    const bool has_held = entry->held_steps > 0;
+    if (wake && entry->wake_step > 0) {
+      group.Sync();  // all lanes have read it
+      if (group.lane == 0) {
+        entry->wake_step = 0;
+        atomicAdd(&state.sleeping_change, ~0ull);
+      }
     }
+    group.Sync();
+    if (has_held) UpdatePopularRow(group, view, rule, e, nullptr);
   }
+}
+
+// Brings rows up to date that missed the last steps, as Settle of update_rows.cc does. The rule is
+// that of the step to come.
+template <typename Rule, typename Group>
+__global__ void __launch_bounds__(kThreads) SettleOthers(View view, StepInputs inputs) {
+  if (IsFaulty(*view.fault)) return;
+  const Group group = Group::Own();
+  const Table& table = view.table;
+  StepSettings next = view.state->settings;
+  ++next.step;
+  next.hyperparameters = inputs.hyperparameters;
+  const Rule rule(next);
+  const float decay = static_cast<float>(next.weight_decay);
+  if (!rule.moves_when_missed() && decay == 0) return;
+  for (int64_t id = Group::Index(); id < table.num_rows; id += Group::Number()) {
+    const uint32_t clock = static_cast<uint32_t>(table.last_steps[id]);
+    if (clock == 0 || (decay == 0 && (clock & kSpentBit) != 0)) continue;
+    const Touch touch = TouchAt(clock, next.step, 1);
+    if (touch.num_missed == 0) continue;
+    group.Sync();  // all lanes have read it
+    if (group.lane == 0) {
+      table.last_steps[id] = static_cast<int32_t>(ClockOf(next.step - 1, touch.was_spent));
+      MarkChanged(table.changed_rows, id);
+    }
+    const uint32_t key = RoundingKey(table.rounding_seed ^ kSettleSeed, next.step, id);
+    constexpr int kVector = Group::kVector, kNumSlots = Rule::kNumSlots;
+    group.ForEach(table.dim, [&](int64_t d, bool is_inside) {
+      if (!is_inside) return;
+      float row[kVector], slots[kNumSlots == 0 ? 1 : kNumSlots][kVector];
+      LoadRow(table, id, d, row);
+      RowState state = {row, {}};
+      if constexpr (!Rule::kSlotsPerRow) {
+#pragma unroll
+        for (int s = 0; s < kNumSlots; ++s) {
+          state.slots[s] = slots[s];
+          if (s < table.num_slots) Load(table.slots[s] + id * table.dim + d, slots[s]);
+        }
+      }
+      SettleRow(rule, touch, decay, static_cast<float>(next.learning_rate), kVector, state);
+      if constexpr (!Rule::kSlotsPerRow) {
+#pragma unroll
+        for (int s = 0; s < kNumSlots; ++s) {
+          if (s < table.num_slots) Store(table.slots[s] + id * table.dim + d, slots[s]);
+        }
+      }
+      StoreRow(table, id, d, key, row);
+    });
+  }
+}
+
+// Ends what SettleTables does to a table.
+__global__ void EndSettle(View view, int64_t* counters, Report* report) {
+  if (IsFaulty(*view.fault)) {
+    counters[kNumRefusedSteps] += TellFault<int32_t>(view, nullptr, report);
+    return;
+  }
+  if (view.pool.row_states == nullptr) return;
+  TableState& state = *view.state;
+  state.begun.num_sleeping += static_cast<double>(static_cast<int64_t>(state.sleeping_change));
+  *view.pool.state = state.begun;
 }
 
 // Ends a table's step: counters and policy, or what was bad.
@@ -438,7 +561,7 @@ template <typename Index>
 __global__ void EndTable(View view, const Index* ids, const int64_t* counted, int64_t* counters,
                          Report* report) {
   if (IsFaulty(*view.fault)) {
-    counters[6] += TellFault(view, ids, report);
+    counters[kNumRefusedSteps] += TellFault(view, ids, report);
     return;
   }
   TableState& state = *view.state;
@@ -452,7 +575,7 @@ __global__ void EndTable(View view, const Index* ids, const int64_t* counted, in
   counters[4] += state.num_stale[2];
   counters[5] += state.num_stale[3];
   if (view.pool.row_states == nullptr) return;
-  EndStep(PolicyOf(state), state.settings.step, num_lookups, num_skipped + num_deferred,
+  EndStep(view.pool.policy, state.settings.step, num_lookups, num_skipped + num_deferred,
           static_cast<int64_t>(state.sleeping_change), &state.begun);
   *view.pool.state = state.begun;
 }
@@ -477,11 +600,14 @@ Error UpdateTable(const View& view, const FindMemory& memory, cudaStream_t strea
     const int64_t num_blocks = NumBlocks(num * kPopularLanes);
     SLIPSTREAM_RETURN_IF_ERROR(Launch(UpdatePopular<Rule>, num_blocks, kThreads, stream, view));
     SLIPSTREAM_RETURN_IF_ERROR(SumMarks(view, memory, stream));
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(FindIdle, 1, 32, stream, view));
+    SLIPSTREAM_RETURN_IF_ERROR(
+        Launch(EvictIdle<Rule>, NumBlocks(kIdleWindow * kPopularLanes), kThreads, stream, view));
     SLIPSTREAM_RETURN_IF_ERROR(Launch(PromoteRows, num_blocks, kThreads, stream, view));
     SLIPSTREAM_RETURN_IF_ERROR(Launch(CountPromoted, 1, 1, stream, view));
   }
   return Launch(FlushHeld<Rule>, NumBlocks(view.pool.capacity * kPopularLanes), kThreads, stream,
-                view);
+                view, true);
 }
 
 template <typename Rule, typename Index>
@@ -495,7 +621,7 @@ Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& input
   for (size_t t = 0; t < tables.size() && half != Half::kUpdate; ++t) {
     const View& view = layout.views[t];
     SLIPSTREAM_RETURN_IF_ERROR(Launch(BeginTable<Rule>, 1, 1, stream, view, inputs,
-                                      tables[t].grad_scale, tables[t].weight_decay));
+                                      tables[t].grad_scale, tables[t].weight_decay, false, false));
     SLIPSTREAM_RETURN_IF_ERROR(FindRows(tables[t], view, layout.find, stream));
   }
   // Every table is checked before any is written.
@@ -508,23 +634,70 @@ Error Apply(const std::vector<TableStep<Index>>& tables, const StepInputs& input
   return cudaSuccess;
 }
 
+template <typename Rule>
+Error Settle(const std::vector<TableStep<int32_t>>& tables, const StepInputs& inputs, bool wake,
+             void* workspace, Report* report, cudaStream_t stream) {
+  Layout layout;
+  SLIPSTREAM_RETURN_IF_ERROR(Lay(tables, workspace, &layout));
+  SLIPSTREAM_RETURN_IF_ERROR(cudaMemsetAsync(layout.fault, 0xff, sizeof(Fault), stream));
+  for (size_t t = 0; t < tables.size(); ++t) {
+    const View& view = layout.views[t];
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(BeginTable<Rule>, 1, 1, stream, view, inputs,
+                                      tables[t].grad_scale, tables[t].weight_decay, true, wake));
+    SLIPSTREAM_RETURN_IF_ERROR(FindRows(tables[t], view, layout.find, stream));
+  }
+  for (size_t t = 0; t < tables.size(); ++t) {
+    const View& view = layout.views[t];
+    if (view.pool.row_states != nullptr) {
+      const int64_t num_blocks = NumBlocks(view.pool.capacity * Group<1, 32>::kLanes);
+      SLIPSTREAM_RETURN_IF_ERROR(
+          Launch(FlushHeld<Rule>, num_blocks, kThreads, stream, view, wake));
+    }
+    if (view.table.last_steps != nullptr) {
+      SLIPSTREAM_RETURN_IF_ERROR(WithGroup(view, [&](auto group) {
+        using Group = decltype(group);
+        return Launch(SettleOthers<Rule, Group>, NumBlocks(view.table.num_rows * Group::kLanes),
+                      kThreads, stream, view, inputs);
+      }));
+    }
+    SLIPSTREAM_RETURN_IF_ERROR(
+        Launch(EndSettle, 1, 1, stream, view, tables[t].counters, report));
+  }
+  return cudaSuccess;
+}
+
+// call(rule) with the type of the rule of that name.
+template <typename Call>
+Error WithRule(const std::string& name, Call call) {
+  if (name == "sgd") return call(static_cast<Sgd*>(nullptr));
+  if (name == "momentum") return call(static_cast<Momentum*>(nullptr));
+  if (name == "adagrad") return call(static_cast<Adagrad*>(nullptr));
+  if (name == "row_wise_adagrad") return call(static_cast<RowWiseAdagrad*>(nullptr));
+  if (name == "adam") return call(static_cast<Adam*>(nullptr));
+  if (name == "rmsprop") return call(static_cast<RmsProp*>(nullptr));
+  if (name == "ftrl") return call(static_cast<Ftrl*>(nullptr));
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 template <typename Index>
 Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& tables,
                 const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream,
                 Half half) {
-  const std::string name = rule.name;
-  if (name == "sgd") return Apply<Sgd>(tables, inputs, workspace, report, stream, half);
-  if (name == "momentum") return Apply<Momentum>(tables, inputs, workspace, report, stream, half);
-  if (name == "adagrad") return Apply<Adagrad>(tables, inputs, workspace, report, stream, half);
-  if (name == "row_wise_adagrad") {
-    return Apply<RowWiseAdagrad>(tables, inputs, workspace, report, stream, half);
-  }
-  if (name == "adam") return Apply<Adam>(tables, inputs, workspace, report, stream, half);
-  if (name == "rmsprop") return Apply<RmsProp>(tables, inputs, workspace, report, stream, half);
-  if (name == "ftrl") return Apply<Ftrl>(tables, inputs, workspace, report, stream, half);
-  return cudaErrorInvalidValue;
+  return WithRule(rule.name, [&](auto* type) {
+    using Rule = std::remove_pointer_t<decltype(type)>;
+    return Apply<Rule>(tables, inputs, workspace, report, stream, half);
+  });
+}
+
+Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& tables,
+                   const StepInputs& inputs, bool wake, void* workspace, Report* report,
+                   CUstream_st* stream) {
+  return WithRule(rule.name, [&](auto* type) {
+    using Rule = std::remove_pointer_t<decltype(type)>;
+    return Settle<Rule>(tables, inputs, wake, workspace, report, stream);
+  });
 }
 
 #define SLIPSTREAM_INSTANTIATE(Index)                                             \

@@ -20,12 +20,12 @@ namespace slipstream {
 //   slots        [num_rows, slot_dim] each, as many as the rule has; slot_dim is dim or, for a rule
 //                that keeps one value per row, 1
 //   changed_rows [ceil(num_rows / 32)]: bit r % 32 of word r / 32 is set when row r is written
-//   last_steps   [num_rows]: the step (modulo 2^32) in which a row was last touched, 0 before the
-//                first; null for a rule without moments
+//   last_steps   [num_rows], see row_clock.h; null for a rule without moments and weight decay
 //   staleness    its row states and pool; null without a policy
 //   batches      [num_lookups, 2]: of how many batches each lookup's gradient is the sum, and
 //                something else; ids are then distinct. Null: of one
 struct Table {
+  int64_t num_rows;
   float* table;
   float* slots[kMaxSlots];
   int num_slots;
@@ -64,6 +64,9 @@ struct RuleInfo {
   bool has_moments;
   void (*update)(const Table& table, const LiveRow* rows, int64_t num_rows,
                  const StepSettings& settings, float* scratch, UpdateResult* result);
+  // Brings those of the rows [begin, end) up to date that missed the last steps.
+  void (*settle)(const Table& table, int64_t begin, int64_t end, const StepSettings& settings,
+                 float* scratch);
 };
 
 // The rule of that name, or null.
@@ -78,6 +81,12 @@ const RuleInfo* FindRule(const std::string& name);
 void UpdateRows(const RuleInfo& rule, const std::vector<Table>& tables,
                 const std::vector<StepSettings>& settings, const std::vector<bool>& is_refresh,
                 const LiveRows::Found& found, const ParallelFor& parallel_for);
+
+// Between steps, settings.step being the last one: applies all that is held, and what rows are
+// behind by that missed steps. So the table is as if every step had reached every row.
+//   wake  whether rows that sleep wake, or sleep on with nothing held
+void SettleRows(const RuleInfo& rule, const Table& table, const StepSettings& settings, bool wake,
+                const ParallelFor& parallel_for);
 
 }  // namespace slipstream
 

@@ -32,15 +32,16 @@ struct PolicyTable {
   // One step, as the op does it.
   void Step(const RuleInfo& rule, const StepSettings& settings, const std::vector<int64_t>& ids,
             const std::vector<float>& grads, const ParallelFor& parallel_for) {
-    const Staleness staleness = {row_states.data(),
-                                 entries.data(),
-                                 floats.data(),
-                                 &state,
-                                 kCapacity,
-                                 dim,
-                                 PolicySettings(policy.data())};
+    Staleness staleness;
+    staleness.row_states = row_states.data();
+    staleness.entries = entries.data();
+    staleness.floats = floats.data();
+    staleness.state = &state;
+    staleness.capacity = kCapacity;
+    staleness.dim = dim;
+    staleness.policy = PolicyOf(policy);
     const bool is_refresh =
-        BeginStep(staleness.policy, settings.step, settings.learning_rate, false, &state);
+        BeginStep(staleness.policy, settings.step, settings.learning_rate, &state);
     const RowStates states = {row_states.data(), entries.data(),
                               static_cast<int64_t>(state.num_entries),
                               static_cast<int64_t>(state.woken_at)};
@@ -49,11 +50,12 @@ struct PolicyTable {
     const BadLookup bad = live_rows.Find(lookups, settings.step, parallel_for);
     CHECK_EQ(bad.kind, BadLookup::kNone);
     Table table = {};
+    table.num_rows = kNumRows;
     table.table = values.data();
     table.num_slots = static_cast<int>(slots.size());
     for (size_t s = 0; s < slots.size(); ++s) table.slots[s] = slots[s].data();
     table.changed_rows = changed_rows.data();
-    table.last_steps = rule.has_moments ? last_steps.data() : nullptr;
+    table.last_steps = last_steps.data();
     table.staleness = &staleness;
     table.dim = table.slot_dim = dim;
     UpdateRows(rule, {table}, {settings}, {is_refresh}, live_rows.found(), parallel_for);

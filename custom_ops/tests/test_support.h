@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../kernels/parallel.h"
+#include "../kernels/staleness.h"
 
 namespace slipstream {
 
@@ -126,6 +127,34 @@ inline std::vector<float> RandomFloats(std::mt19937_64* random, int64_t num) {
   std::vector<float> values(num);
   for (float& value : values) value = RandomFloat(random);
   return values;
+}
+
+// A policy from its fields' values in the order of schema.h.
+inline PolicySettings PolicyOf(const std::vector<double>& values) {
+  static const char* const kFields[] = {
+#define SLIPSTREAM_FIELD(type, name) #name,
+      SLIPSTREAM_POLICY_FIELDS(SLIPSTREAM_FIELD)
+#undef SLIPSTREAM_FIELD
+  };
+  PolicySettings policy;
+  for (size_t i = 0; i < values.size(); ++i) CHECK(policy.Set(kFields[i], values[i]));
+  return policy;
+}
+
+// StepSettings::tails of Adam, summed term by term.
+inline std::vector<float> AdamTails(double beta_1, double beta_2, bool amsgrad, int64_t num) {
+  const double r = amsgrad ? beta_1 : beta_1 / std::sqrt(beta_2);
+  std::vector<float> tails(num);
+  for (int64_t t = 0; t < num; ++t) {
+    double sum = 0, power = 1;
+    for (int64_t j = 1; j < 2000; ++j) {
+      power *= r;
+      const double at = static_cast<double>(t + j);
+      sum += power * std::sqrt(1 - std::pow(beta_2, at)) / (1 - std::pow(beta_1, at));
+    }
+    tails[t] = static_cast<float>(sum);
+  }
+  return tails;
 }
 
 }  // namespace slipstream

@@ -1,4 +1,5 @@
-// What this library was built for, for tf_slipstream.build_info().
+// What this library was built for, for tf_slipstream.build_info(), and what it knows of tables.
+#include "../kernels/schema.h"
 
 // TensorFlow's minor version; then, where CUDA kernels are in it, a space and their architectures,
 // separated by commas, "-real" where there is no PTX.
@@ -8,4 +9,9 @@ extern "C" __attribute__((visibility("default"))) const char* SlipstreamBuildInf
 #else
   return SLIPSTREAM_TF_VERSION;
 #endif
+}
+
+// The columns of what a table carries, see schema.h: a line each of its lists.
+extern "C" __attribute__((visibility("default"))) const char* SlipstreamSchema() {
+  return SLIPSTREAM_SCHEMA;
 }

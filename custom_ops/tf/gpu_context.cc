@@ -28,13 +28,11 @@ absl::Status AllocateWorkspace(OpKernelContext* context, size_t num_bytes, Tenso
       tensorflow::DT_UINT8, tensorflow::TensorShape({static_cast<int64_t>(num_bytes)}), workspace);
 }
 
-absl::Status FindReport(OpKernelContext* context, const std::vector<std::string>& table_names,
+absl::Status FindReport(OpKernelContext* context, const std::string& tables,
                         gpu::Report** report) {
   static std::mutex mutex;  // guards reports
   static auto* reports = new std::map<std::string, gpu::Report*>;
-  std::string key =
-      absl::StrCat(context->op_kernel().type_string(), " ", context->device()->name());
-  for (const std::string& name : table_names) absl::StrAppend(&key, "\n", name);
+  const std::string key = absl::StrCat(context->device()->name(), tables);
   std::lock_guard<std::mutex> lock(mutex);
   gpu::Report*& found = (*reports)[key];
   if (found == nullptr) {
@@ -44,33 +42,22 @@ absl::Status FindReport(OpKernelContext* context, const std::vector<std::string>
   return absl::OkStatus();
 }
 
-namespace {
-
-template <typename To, typename From>
-To* Data(const Tensor& tensor) {
-  return reinterpret_cast<To*>(const_cast<From*>(tensor.flat<From>().data()));
+absl::Status TableResources(OpKernelContext* context, std::string* names) {
+  tensorflow::OpInputList handles;
+  TF_RETURN_IF_ERROR(context->input_list("tables", &handles));
+  for (const Tensor& handle : handles) {
+    const auto& resource = handle.scalar<tensorflow::ResourceHandle>()();
+    absl::StrAppend(names, "\n", resource.container(), "/", resource.name());
+  }
+  return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status ReadPool(const Tensor& row_states, const Tensor& ints, const Tensor& floats,
-                      const Tensor& state, int64_t num_rows, int64_t dim, gpu::Pool* pool) {
-  constexpr int64_t kInts = sizeof(PoolEntry) / sizeof(int64_t);
-  constexpr int64_t kStates = sizeof(PolicyState) / sizeof(double);
-  const int64_t capacity = ints.dims() == 2 ? ints.dim_size(0) : -1;
-  if (row_states.NumElements() != num_rows || capacity < 0 || ints.dim_size(1) != kInts ||
-      floats.NumElements() != capacity * (2 * dim + 1) || state.NumElements() != kStates) {
-    return InvalidArgument("the row states and pool of a table [", num_rows, ", ", dim,
-                           "] have shapes ", row_states.shape().DebugString(), ", ",
-                           ints.shape().DebugString(), ", ", floats.shape().DebugString(), " and ",
-                           state.shape().DebugString());
-  }
-  pool->row_states = Data<int32_t, uint32_t>(row_states);
-  pool->entries = Data<PoolEntry, int64_t>(ints);
-  pool->floats = Data<float, float>(floats);
-  pool->state = Data<PolicyState, double>(state);
-  pool->capacity = capacity;
-  return absl::OkStatus();
+absl::Status TakeEarlierError(gpu::Report* report, const std::vector<std::string>& table_names,
+                              const std::vector<int64_t>& num_rows) {
+  const BadLookup bad = gpu::TakeReport(report);
+  if (bad.kind == BadLookup::kNone) return absl::OkStatus();
+  const absl::Status error = BadLookupError(bad, table_names[bad.table], num_rows[bad.table]);
+  return InvalidArgument("In an earlier step, seen on the GPU: ", error.message());
 }
 
 }  // namespace slipstream

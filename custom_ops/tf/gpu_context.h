@@ -27,16 +27,34 @@ absl::Status GpuStatus(gpu::Error error, const char* what);
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, size_t num_bytes,
                                tensorflow::Tensor* workspace);
 
-// Where an op's kernels report what is bad in these tables, see gpu::Report. The same for each op
-// of that name on the device with these tables: a function that was traced anew has another op,
-// which must tell what the one before it found. Kept as long as the process.
-absl::Status FindReport(tensorflow::OpKernelContext* context,
-                        const std::vector<std::string>& table_names, gpu::Report** report);
+// Where kernels report what is bad in tables, see gpu::Report: one report for each list of tables on
+// a device, whatever op works on them. A function that was traced anew has another op, which must
+// tell what the one before it found. Kept as long as the process.
+//   tables  what tells these tables from others
+absl::Status FindReport(tensorflow::OpKernelContext* context, const std::string& tables,
+                        gpu::Report** report);
 
-// Row states and pool of a table, of which the shapes alone are checked.
-absl::Status ReadPool(const tensorflow::Tensor& row_states, const tensorflow::Tensor& ints,
-                      const tensorflow::Tensor& floats, const tensorflow::Tensor& state,
-                      int64_t num_rows, int64_t dim, gpu::Pool* pool);
+// The names of the resources of the input "tables", no two of which are alike in a process.
+absl::Status TableResources(tensorflow::OpKernelContext* context, std::string* names);
+
+// The error of a step before this one, which changed nothing, if there is one; nor may this one.
+absl::Status TakeEarlierError(gpu::Report* report, const std::vector<std::string>& table_names,
+                              const std::vector<int64_t>& num_rows);
+
+// How all kernels that have TableArgs get at the variables: handles lie in host memory.
+#define SLIPSTREAM_TABLES_ON_GPU      \
+  SLIPSTREAM_ON_GPU                   \
+      .HostMemory("tables")           \
+      .HostMemory("slots")            \
+      .HostMemory("last_steps")       \
+      .HostMemory("changed_rows")     \
+      .HostMemory("counters")         \
+      .SLIPSTREAM_POOLS_ON_GPU
+#define SLIPSTREAM_POOLS_ON_GPU  \
+  HostMemory("row_states")       \
+      .HostMemory("pool_ints")   \
+      .HostMemory("pool_floats") \
+      .HostMemory("policy_states")
 
 }  // namespace slipstream
 

@@ -69,16 +69,20 @@ template absl::Status ReadLookups(OpKernelContext*, const std::vector<std::strin
                                   const std::vector<int64_t>&, const std::vector<int64_t>&,
                                   const std::vector<RowStates>&, std::vector<Lookups<int64_t>>*);
 
+absl::Status BadEntryError(int64_t entry, const std::string& table_name) {
+  return InvalidArgument("table '", table_name, "': entry ", entry,
+                         " of the optimizer's pool makes no sense; ", kNotRestoredWhole);
+}
+
 absl::Status BadLookupError(const BadLookup& bad, const std::string& table_name, int64_t num_rows) {
   if (bad.kind == BadLookup::kId) {
     return InvalidArgument("table '", table_name, "': id ", bad.id, " at position ", bad.lookup,
                            " is not in [0, ", num_rows, "). No row was changed.");
   }
+  if (bad.kind == BadLookup::kEntry) return BadEntryError(bad.id, table_name);
   if (bad.kind == BadLookup::kState) {
-    return InvalidArgument(
-        "table '", table_name, "': the optimizer's state of row ", bad.id,
-        " makes no sense; it was not restored whole. No row was changed. Restore ",
-        "the model with its optimizer, or start with a new optimizer.");
+    return InvalidArgument("table '", table_name, "': the optimizer's state of row ", bad.id,
+                           " makes no sense; ", kNotRestoredWhole);
   }
   return InvalidArgument(
       "table '", table_name, "': the gradient of row ", bad.id, " (first looked up at position ",

@@ -44,6 +44,14 @@ absl::Status ReadLookups(tensorflow::OpKernelContext* context,
                          const std::vector<RowStates>& states,
                          std::vector<Lookups<Index>>* lookups);
 
+// What to do where state makes no sense.
+inline constexpr char kNotRestoredWhole[] =
+    "it was not restored whole. No row was changed. Restore the model with its optimizer, or start "
+    "with a new optimizer.";
+
+// What is wrong with an entry of a pool.
+absl::Status BadEntryError(int64_t entry, const std::string& table_name);
+
 // What is wrong with a lookup, for the user who made the batch.
 absl::Status BadLookupError(const BadLookup& bad, const std::string& table_name, int64_t num_rows);
 

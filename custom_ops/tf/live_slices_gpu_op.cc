@@ -7,7 +7,7 @@
 #include "../kernels/gpu_step.h"
 #include "gpu_context.h"
 #include "kernel_context.h"
-#include "table_variables.h"
+#include "table_args.h"
 
 namespace slipstream {
 
@@ -22,33 +22,23 @@ template <typename Index>
 class LiveSlicesGpuOp : public OpKernel {
  public:
   explicit LiveSlicesGpuOp(OpKernelConstruction* context) : OpKernel(context) {
-    int num_tables, num_policies;
+    int num_tables;
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
-    OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
-    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies));
+    OP_REQUIRES_OK(context, pools_.Init(context, Memory::kDevice, num_tables));
     OP_REQUIRES(context,
                 static_cast<int>(table_names_.size()) == num_tables &&
-                    static_cast<int>(num_rows_.size()) == num_tables &&
-                    static_cast<int>(policy_tables_.size()) == num_policies,
-                InvalidArgument("expected ", num_tables, " table_names and num_rows and ",
-                                num_policies, " policy_tables"));
-    for (const int64_t t : policy_tables_) {
-      OP_REQUIRES(context, 0 <= t && t < num_tables,
-                  InvalidArgument("policy_tables: there is no table ", t));
-    }
+                    static_cast<int>(num_rows_.size()) == num_tables,
+                InvalidArgument("expected ", num_tables, " table_names and num_rows"));
   }
 
   void Compute(OpKernelContext* context) override {
     gpu::Report* report;
-    OP_REQUIRES_OK(context, FindReport(context, table_names_, &report));
+    OP_REQUIRES_OK(context, FindReport(context, absl::StrCat("\n", name()), &report));
     CUstream_st* stream = StreamOf(context);
     TableVariables variables;
-    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_UINT32));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
-    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    OP_REQUIRES_OK(context, pools_.AddVariables(context, &variables));
     variables.LockForReading();
     std::vector<gpu::TableStep<Index>> tables;
     OP_REQUIRES_OK(context, ReadTables(context, &variables, &tables));
@@ -109,35 +99,28 @@ class LiveSlicesGpuOp : public OpKernel {
       one.ids = lookups[t].ids;
       one.grads = lookups[t].grads;
       one.num_lookups = lookups[t].num_lookups;
-      one.num_rows = num_rows_[t];
+      one.table.num_rows = num_rows_[t];
       one.table.dim = dims[t];
       tables->push_back(one);
     }
-    const int64_t num = policy_tables_.size();
-    for (int64_t p = 0; p < num; ++p) {
-      gpu::TableStep<Index>& one = (*tables)[policy_tables_[p]];
-      const auto variable = [&](int64_t i) -> const Tensor& {
-        return *variables->tensor(i * num + p);
-      };
-      TF_RETURN_IF_ERROR(ReadPool(variable(0), variable(1), variable(2), variable(3), one.num_rows,
-                                  one.table.dim, &one.pool));
+    std::vector<Staleness> staleness;
+    TF_RETURN_IF_ERROR(pools_.Read(variables, 0, num_rows_, dims, table_names_, &staleness));
+    for (size_t p = 0; p < staleness.size(); ++p) {
+      (*tables)[pools_.tables()[p]].pool = staleness[p];
     }
     return absl::OkStatus();
   }
 
   std::vector<std::string> table_names_;
   std::vector<int64_t> num_rows_;
-  std::vector<int64_t> policy_tables_;
+  PoolArgs pools_;
 };
 
-#define SLIPSTREAM_REGISTER(Index)                                        \
-  REGISTER_KERNEL_BUILDER(Name("Slipstream>LiveSlices")                   \
-                              .SLIPSTREAM_ON_GPU.HostMemory("row_states") \
-                              .HostMemory("pool_ints")                    \
-                              .HostMemory("pool_floats")                  \
-                              .HostMemory("policy_states")                \
-                              .TypeConstraint<Index>("Tindices"),         \
-                          LiveSlicesGpuOp<Index>)
+#define SLIPSTREAM_REGISTER(Index)                                                  \
+  REGISTER_KERNEL_BUILDER(                                                          \
+      Name("Slipstream>LiveSlices")                                                 \
+          .SLIPSTREAM_ON_GPU.SLIPSTREAM_POOLS_ON_GPU.TypeConstraint<Index>("Tindices"), \
+      LiveSlicesGpuOp<Index>)
 SLIPSTREAM_REGISTER(int32_t);
 SLIPSTREAM_REGISTER(int64_t);
 #undef SLIPSTREAM_REGISTER

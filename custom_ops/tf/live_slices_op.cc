@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "kernel_context.h"
-#include "table_variables.h"
+#include "table_args.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -17,19 +17,13 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
 REGISTER_OP("Slipstream>LiveSlices")
-    .Input("row_states: num_policies * resource")
-    .Input("pool_ints: num_policies * resource")
-    .Input("pool_floats: num_policies * resource")
-    .Input("policy_states: num_policies * resource")
-    .Input("indices: N * Tindices")
+    .SLIPSTREAM_POOL_INPUTS.Input("indices: N * Tindices")
     .Input("grads: N * float")
     .Input("step: int64")
     .Output("live_indices: N * Tindices")
     .Output("live_grads: N * float")
     .Attr("N: int >= 1")
-    .Attr("num_policies: int >= 0")
-    .Attr("policy_tables: list(int)")
-    .Attr("Tindices: {int32, int64}")
+    .SLIPSTREAM_POOL_ATTRS.Attr("Tindices: {int32, int64}")
     .Attr("table_names: list(string)")
     .Attr("num_rows: list(int)")
     .SetIsStateful()
@@ -50,7 +44,7 @@ Distinct ids of each table whose gradient counts, in order of first appearance, 
 
 Rows that are asleep and skipped are left out; those that are deferred are not.
 row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy.md.
-policy_tables: The tables that have a policy.
+policy_tables, policy_fields, policies: As ApplyRows has them.
 step: The number of this step, 1 in the first.
 )doc");
 
@@ -62,16 +56,7 @@ class LiveSlicesOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
     int num_tables;
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
-    int num_policies;
-    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies));
-    OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
-    OP_REQUIRES(
-        context, static_cast<int>(policy_tables_.size()) == num_policies,
-        InvalidArgument("expected ", num_policies, " policy_tables, got ", policy_tables_.size()));
-    for (const int64_t t : policy_tables_) {
-      OP_REQUIRES(context, 0 <= t && t < num_tables,
-                  InvalidArgument("policy_tables: there is no table ", t));
-    }
+    OP_REQUIRES_OK(context, pools_.Init(context, Memory::kHost, num_tables));
     const size_t expected = num_tables;
     OP_REQUIRES(context, table_names_.size() == expected && num_rows_.size() == expected,
                 InvalidArgument("expected ", num_tables, " table_names and num_rows, got ",
@@ -81,10 +66,7 @@ class LiveSlicesOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     const int64_t num_tables = num_rows_.size();
     TableVariables variables;
-    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_INT32));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
-    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    OP_REQUIRES_OK(context, pools_.AddVariables(context, &variables));
     variables.LockForReading();
     std::vector<RowStates> states(num_tables);
     std::vector<int64_t> dims(num_tables);
@@ -93,16 +75,14 @@ class LiveSlicesOp : public OpKernel {
     for (int64_t t = 0; t < num_tables; ++t) {
       dims[t] = grads[t].dims() == 2 ? grads[t].dim_size(1) : 0;
     }
-    const int64_t num_policies = policy_tables_.size();
-    const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
-    for (int64_t p = 0; p < num_policies; ++p) {
-      const int64_t t = policy_tables_[p];
-      Staleness one{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
-      OP_REQUIRES_OK(context, variables.ReadStaleness(
-                                  {p, p + num_policies, p + 2 * num_policies, p + 3 * num_policies},
-                                  no_policy.data(), num_rows_[t], dims[t], &one));
-      states[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),
-                   static_cast<int64_t>(one.state->woken_at)};
+    std::vector<Staleness> staleness;
+    OP_REQUIRES_OK(context,
+                   pools_.Read(&variables, 0, num_rows_, dims, table_names_, &staleness));
+    for (size_t p = 0; p < staleness.size(); ++p) {
+      const Staleness& one = staleness[p];
+      states[pools_.tables()[p]] = {one.row_states, one.entries,
+                                    static_cast<int64_t>(one.state->num_entries),
+                                    static_cast<int64_t>(one.state->woken_at)};
     }
     std::vector<Lookups<Index>> lookups;
     OP_REQUIRES_OK(context, ReadLookups(context, table_names_, num_rows_, dims, states, &lookups));
@@ -137,7 +117,7 @@ class LiveSlicesOp : public OpKernel {
  private:
   std::vector<std::string> table_names_;
   std::vector<int64_t> num_rows_;
-  std::vector<int64_t> policy_tables_;
+  PoolArgs pools_;
   LiveRowsPool pool_;
 };
 

@@ -6,7 +6,7 @@
 #include "../kernels/gather_rows.h"
 #include "../kernels/row_cache.h"
 #include "kernel_context.h"
-#include "table_variables.h"
+#include "table_args.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -21,17 +21,11 @@ using tensorflow::TensorShape;
 
 REGISTER_OP("Slipstream>PullRows")
     .Input("table: resource")
-    .Input("row_states: num_policies * resource")
-    .Input("pool_ints: num_policies * resource")
-    .Input("pool_floats: num_policies * resource")
-    .Input("policy_states: num_policies * resource")
-    .Input("ids: int32")
+    .SLIPSTREAM_POOL_INPUTS.Input("ids: int32")
     .Input("step: int64")
     .Output("rows: float")
     .Output("sleeps: int32")
-    .Attr("num_policies: int >= 0")
-    .Attr("refresh_every: int >= 0")
-    .Attr("num_rows: int >= 1")
+    .SLIPSTREAM_POOL_ATTRS.Attr("num_rows: int >= 1")
     .Attr("dim: int >= 1")
     .Attr("table_name: string")
     .SetIsStateful()
@@ -46,7 +40,6 @@ REGISTER_OP("Slipstream>PullRows")
 Rows of a table, and how long each sleeps.
 
 num_policies: 1 where the table has a policy, else 0.
-refresh_every: The policy's.
 num_rows, dim: The table's shape.
 ids: [num] in [0, num_rows).
 step: The number of this step.
@@ -59,21 +52,15 @@ sleeps: [num]. The low 20 bits: steps from this one until the row may change, 0 
 class PullRowsOp : public OpKernel {
  public:
   explicit PullRowsOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies_));
-    OP_REQUIRES_OK(context, context->GetAttr("refresh_every", &refresh_every_));
     OP_REQUIRES_OK(context, context->GetAttr("table_name", &table_name_));
-    OP_REQUIRES(context, num_policies_ <= 1,
-                InvalidArgument("a table has at most one policy, got ", num_policies_));
+    OP_REQUIRES_OK(context, pools_.Init(context, Memory::kHost, 1));
   }
 
   void Compute(OpKernelContext* context) override {
     TableVariables variables;
     OP_REQUIRES_OK(context, variables.Add(context, tensorflow::HandleFromInput(context, 0),
                                           tensorflow::DT_FLOAT));
-    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_INT32));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
-    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    OP_REQUIRES_OK(context, pools_.AddVariables(context, &variables));
     variables.LockForReading();
     const Tensor& table = *variables.tensor(0);
     const Tensor *ids_tensor, *step_tensor;
@@ -88,10 +75,11 @@ class PullRowsOp : public OpKernel {
     const int64_t num_rows = table.dim_size(0), dim = table.dim_size(1);
     const int64_t num = ids_tensor->NumElements(), step = step_tensor->flat<int64_t>()(0);
     const int32_t* ids = ids_tensor->flat<int32_t>().data();
+    const int64_t num_policies = pools_.tables().size();
     Tensor *rows, *sleeps;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({num, dim}), &rows));
     OP_REQUIRES_OK(context,
-                   context->allocate_output(1, TensorShape({num_policies_ * num}), &sleeps));
+                   context->allocate_output(1, TensorShape({num_policies * num}), &sleeps));
     ThreadTeam team = IntraOpTeam(context);
     const int64_t bad =
         GatherRows(table.tensor_data().data(), num_rows, dim * sizeof(float), ids, num,
@@ -99,11 +87,10 @@ class PullRowsOp : public OpKernel {
     OP_REQUIRES(context, bad < 0,
                 InvalidArgument("table '", table_name_, "': id ", ids[bad], " at position ", bad,
                                 " is not in [0, ", num_rows, ")"));
-    if (num_policies_ == 0) return;
-    const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
-    Staleness staleness{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
-    OP_REQUIRES_OK(context, variables.ReadStaleness({1, 2, 3, 4}, no_policy.data(), num_rows, dim,
-                                                    &staleness));
+    if (num_policies == 0) return;
+    std::vector<Staleness> read;
+    OP_REQUIRES_OK(context, pools_.Read(&variables, 1, {num_rows}, {dim}, {table_name_}, &read));
+    const Staleness& staleness = read[0];
     for (int64_t i = 0; i < num; ++i) {
       sleeps->flat<int32_t>()(i) = SleepOf(staleness, staleness.row_states[ids[i]], step).Packed();
     }
@@ -118,16 +105,15 @@ class PullRowsOp : public OpKernel {
     if (kind == RowKind::kLive) return {};
     int64_t wake_step = entry.wake_step;
     // In a refresh every row is live.
-    if (refresh_every_ > 0) {
-      if (step % refresh_every_ == 0) return {};
-      wake_step = std::min(wake_step, (step / refresh_every_ + 1) * refresh_every_);
+    if (const int64_t every = staleness.policy.refresh_every; every > 0) {
+      if (step % every == 0) return {};
+      wake_step = std::min(wake_step, (step / every + 1) * every);
     }
     return {wake_step - step, kind == RowKind::kSkipped ? 0 : entry.period - 1};
   }
 
-  int num_policies_ = 0;
-  int64_t refresh_every_ = 0;
   std::string table_name_;
+  PoolArgs pools_;
 };
 
 REGISTER_KERNEL_BUILDER(Name("Slipstream>PullRows").Device(tensorflow::DEVICE_CPU), PullRowsOp);

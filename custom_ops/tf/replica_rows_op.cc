@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernel_context.h"
-#include "table_variables.h"
+#include "table_args.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -18,11 +18,7 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
 REGISTER_OP("Slipstream>ReplicaRows")
-    .Input("row_states: num_policies * resource")
-    .Input("pool_ints: num_policies * resource")
-    .Input("pool_floats: num_policies * resource")
-    .Input("policy_states: num_policies * resource")
-    .Input("local_held: num_holding * resource")
+    .SLIPSTREAM_POOL_INPUTS.Input("local_held: num_holding * resource")
     .Input("woken_at: num_policies * int64")
     .Input("indices: N * Tindices")
     .Input("grads: N * float")
@@ -35,10 +31,8 @@ REGISTER_OP("Slipstream>ReplicaRows")
     .Output("released: N * int32")
     .Output("num_lookups: N * int64")
     .Attr("N: int >= 1")
-    .Attr("num_policies: int >= 0")
     .Attr("num_holding: int >= 0")
-    .Attr("policy_tables: list(int)")
-    .Attr("holding_tables: list(int)")
+    .SLIPSTREAM_POOL_ATTRS.Attr("holding_tables: list(int)")
     .Attr("Tindices: {int32, int64}")
     .Attr("table_names: list(string)")
     .Attr("num_rows: list(int)")
@@ -69,7 +63,8 @@ row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, 
 local_held: float [capacity, dim] of each table in holding_tables, what this replica holds; deferred
   rows of other tables travel.
 woken_at: Of each table with a policy, int64 scalars, that of this step.
-policy_tables, holding_tables: The tables that have a policy; those of them that hold.
+policy_tables, policy_fields, policies: As ApplyRows has them.
+holding_tables: Those of them that hold.
 step: The number of this step, 1 in the first.
 sent_indices, sent_grads: Distinct ids that travel in order of first appearance, and their summed
   gradient rows, with what was held of them here.
@@ -85,11 +80,10 @@ class ReplicaRowsOp : public OpKernel {
   explicit ReplicaRowsOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
-    OP_REQUIRES_OK(context, context->GetAttr("policy_tables", &policy_tables_));
     OP_REQUIRES_OK(context, context->GetAttr("holding_tables", &holding_tables_));
-    int num_tables, num_policies, num_holding;
+    int num_tables, num_holding;
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
-    OP_REQUIRES_OK(context, context->GetAttr("num_policies", &num_policies));
+    OP_REQUIRES_OK(context, pools_.Init(context, Memory::kHost, num_tables));
     OP_REQUIRES_OK(context, context->GetAttr("num_holding", &num_holding));
     const auto is_as_long = [](const auto& list, int num) {
       return static_cast<int>(list.size()) == num;
@@ -97,23 +91,18 @@ class ReplicaRowsOp : public OpKernel {
     OP_REQUIRES(
         context,
         is_as_long(table_names_, num_tables) && is_as_long(num_rows_, num_tables) &&
-            is_as_long(policy_tables_, num_policies) && is_as_long(holding_tables_, num_holding),
-        InvalidArgument("expected ", num_tables, " table_names and num_rows, ", num_policies,
-                        " policy_tables and ", num_holding, " holding_tables"));
-    for (const std::vector<int64_t>* tables : {&policy_tables_, &holding_tables_}) {
-      for (const int64_t t : *tables) {
-        OP_REQUIRES(context, 0 <= t && t < num_tables, InvalidArgument("there is no table ", t));
-      }
+            is_as_long(holding_tables_, num_holding),
+        InvalidArgument("expected ", num_tables, " table_names and num_rows and ", num_holding,
+                        " holding_tables"));
+    for (const int64_t t : holding_tables_) {
+      OP_REQUIRES(context, 0 <= t && t < num_tables, InvalidArgument("there is no table ", t));
     }
   }
 
   void Compute(OpKernelContext* context) override {
     const int64_t num_tables = num_rows_.size();
     TableVariables variables;
-    OP_REQUIRES_OK(context, variables.Add(context, "row_states", tensorflow::DT_INT32));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_ints", tensorflow::DT_INT64));
-    OP_REQUIRES_OK(context, variables.Add(context, "pool_floats", tensorflow::DT_FLOAT));
-    OP_REQUIRES_OK(context, variables.Add(context, "policy_states", tensorflow::DT_DOUBLE));
+    OP_REQUIRES_OK(context, pools_.AddVariables(context, &variables));
     OP_REQUIRES_OK(context, variables.Add(context, "local_held", tensorflow::DT_FLOAT));
     variables.LockForReading();
     tensorflow::OpInputList grads;
@@ -153,24 +142,22 @@ class ReplicaRowsOp : public OpKernel {
                           std::vector<const float*>* held) const {
     tensorflow::OpInputList woken_at;
     TF_RETURN_IF_ERROR(context->input_list("woken_at", &woken_at));
-    const int64_t num = policy_tables_.size();
-    const std::vector<double> no_policy(PolicySettings::kNumFields, 0);
     std::vector<int64_t> capacities(states->size(), -1);
-    for (int64_t p = 0; p < num; ++p) {
-      const int64_t t = policy_tables_[p];
+    std::vector<Staleness> staleness;
+    TF_RETURN_IF_ERROR(pools_.Read(variables, 0, num_rows_, dims, table_names_, &staleness));
+    for (size_t p = 0; p < staleness.size(); ++p) {
+      const int64_t t = pools_.tables()[p];
+      const Staleness& one = staleness[p];
       if (woken_at[p].NumElements() != 1) {
         return InvalidArgument("woken_at must be scalars, got ", woken_at[p].shape().DebugString());
       }
-      Staleness one{nullptr, nullptr, nullptr, nullptr, 0, 0, PolicySettings(no_policy.data())};
-      TF_RETURN_IF_ERROR(variables->ReadStaleness({p, p + num, p + 2 * num, p + 3 * num},
-                                                  no_policy.data(), num_rows_[t], dims[t], &one));
       (*states)[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),
                       woken_at[p].flat<int64_t>()(0)};
       capacities[t] = one.capacity;
     }
     for (size_t h = 0; h < holding_tables_.size(); ++h) {
       const int64_t t = holding_tables_[h];
-      const Tensor* variable = variables->tensor(4 * num + h);
+      const Tensor* variable = variables->tensor(pools_.num_variables() + h);
       if (capacities[t] < 0 || variable->NumElements() != capacities[t] * dims[t]) {
         return InvalidArgument("table '", table_names_[t], "': local_held has shape ",
                                variable->shape().DebugString(), ", and the pool ", capacities[t],
@@ -239,7 +226,7 @@ class ReplicaRowsOp : public OpKernel {
 
   std::vector<std::string> table_names_;
   std::vector<int64_t> num_rows_;
-  std::vector<int64_t> policy_tables_;
+  PoolArgs pools_;
   std::vector<int64_t> holding_tables_;
   LiveRowsPool pool_;
 };

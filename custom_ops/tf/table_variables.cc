@@ -83,44 +83,4 @@ absl::Status TableVariables::LockForWriting(OpKernelContext* context, const Copy
   return absl::OkStatus();
 }
 
-void TableVariables::SetMemory(Tensor* rows, Table* table) {
-  if (rows->dtype() == tensorflow::DT_BFLOAT16) {
-    table->table = nullptr;
-    table->bfloat16_table = reinterpret_cast<uint16_t*>(rows->flat<tensorflow::bfloat16>().data());
-  } else {
-    table->table = rows->flat<float>().data();
-    table->bfloat16_table = nullptr;
-  }
-}
-
-absl::Status TableVariables::ReadStaleness(const PolicyVariables& at, const double* policy,
-                                           int64_t num_rows, int64_t dim, Staleness* staleness) {
-  Tensor* row_states = tensor(at.row_states);
-  Tensor* ints = tensor(at.pool_ints);
-  Tensor* floats = tensor(at.pool_floats);
-  Tensor* state = tensor(at.policy_state);
-  constexpr int64_t kInts = sizeof(PoolEntry) / sizeof(int64_t);
-  constexpr int64_t kStates = sizeof(PolicyState) / sizeof(double);
-  const int64_t capacity = ints->dims() == 2 ? ints->dim_size(0) : -1;
-  if (row_states->NumElements() != num_rows || capacity < 0 || ints->dim_size(1) != kInts ||
-      floats->NumElements() != capacity * (2 * dim + 1) || state->NumElements() != kStates) {
-    return InvalidArgument("the row states and pool of a table [", num_rows, ", ", dim,
-                           "] have shapes ", row_states->shape().DebugString(), ", ",
-                           ints->shape().DebugString(), ", ", floats->shape().DebugString(),
-                           " and ", state->shape().DebugString());
-  }
-  *staleness = Staleness{row_states->flat<int32_t>().data(),
-                         reinterpret_cast<PoolEntry*>(ints->flat<int64_t>().data()),
-                         floats->flat<float>().data(),
-                         reinterpret_cast<PolicyState*>(state->flat<double>().data()),
-                         capacity,
-                         dim,
-                         PolicySettings(policy)};
-  const double num_entries = staleness->state->num_entries;
-  if (!(num_entries >= 0 && num_entries <= capacity)) {
-    return InvalidArgument("a pool of ", capacity, " entries has ", num_entries, " in use");
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace slipstream

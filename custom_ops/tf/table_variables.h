@@ -5,18 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/staleness.h"
-#include "../kernels/update_rows.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/platform/refcount.h"
 
 namespace slipstream {
-
-// Which of the variables added are a table's row states and pool.
-struct PolicyVariables {
-  int64_t row_states, pool_ints, pool_floats, policy_state;
-};
 
 // The resource variables that an op works on: looked up, checked, locked together, unlocked when
 // this object goes.
@@ -50,13 +43,6 @@ class TableVariables {
 
   // The i-th variable added, while locked.
   tensorflow::Tensor* tensor(int64_t i) { return variables_[i]->tensor(); }
-
-  // Sets a table's memory, float32 or bfloat16.
-  static void SetMemory(tensorflow::Tensor* rows, Table* table);
-
-  // Row states and pool of a table, while locked; checks their shapes.
-  absl::Status ReadStaleness(const PolicyVariables& at, const double* policy, int64_t num_rows,
-                             int64_t dim, Staleness* staleness);
 
  private:
   std::vector<tensorflow::mutex*> SortedMutexes() const;

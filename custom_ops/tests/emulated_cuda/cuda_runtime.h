@@ -90,15 +90,21 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, unsigned width) {
   const unsigned lane = emulated_cuda::Lane(), target = lane + delta;
   return emulated_cuda::Exchange(mask, value, lane % width + delta < width ? target : lane);
 }
-inline bool __any_sync(unsigned mask, bool predicate) {
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   uint64_t* slots = emulated_cuda::WarpSlots();
   slots[emulated_cuda::Lane()] = predicate;
   emulated_cuda::WarpBarrier(mask);
-  bool any = false;
-  for (unsigned lane = 0; lane < 32; ++lane) any |= (mask >> lane & 1) != 0 && slots[lane] != 0;
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if ((mask >> lane & 1) != 0 && slots[lane] != 0) ballot |= 1u << lane;
+  }
   emulated_cuda::WarpBarrier(mask);
-  return any;
+  return ballot;
 }
+inline bool __any_sync(unsigned mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline void __threadfence_system() {}
 
 template <typename T>
