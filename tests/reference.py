@@ -2,8 +2,9 @@
 
 Float64 and row by row, so that every line can be held against its formula; it imports
 nothing of the product. The formulas are those of Keras 3, except `row_wise_adagrad`, which
-Keras lacks, and the decay for missed steps. A new rule is a dataclass of its hyperparameters
-with the methods of `Rule`, entered in `RULES`.
+Keras lacks. What a row that misses steps is owed is summed step by step, where the product has
+closed forms: docs/rare_rows.md. A new rule is a dataclass of its hyperparameters with the
+methods of `Rule`, entered in `RULES`.
 """
 
 import dataclasses
@@ -53,9 +54,33 @@ class Rule:
         """Returns the slots of a row that was never touched."""
         raise NotImplementedError
 
-    def missed_step_decays(self):
-        """Returns, by slot name, what one step with a zero gradient multiplies a moment by."""
-        return {}
+    def has_moments(self):
+        """Whether a step with a zero gradient changes a slot."""
+        return False
+
+    def can_spend(self):
+        """Whether a row that misses steps gets the whole effect of its momentum at once."""
+        return False
+
+    def moved_by_nothing(self, slots, learning_rate, first_step, num_steps):
+        """Returns what steps with zero gradients move a row by, and the slots after them.
+
+        Args:
+            slots: As in `update`.
+            learning_rate: Float, of all of them.
+            first_step: Number of the first.
+            num_steps: How many; None: until nothing moves any more.
+        """
+        if not self.has_moments():
+            return 0.0, slots
+        moved, many = 0.0, 3_000
+        for number in range(many if num_steps is None else min(num_steps, many)):
+            before = moved
+            zero = np.zeros_like(next(iter(slots.values())))
+            moved, slots = self.update(moved + zero, slots, zero, learning_rate, first_step + number)
+            if num_steps is None and np.abs(moved - before).max(initial=0) < 1e-14:
+                break
+        return moved, slots
 
     def update(self, row, slots, grad, learning_rate, step_number):
         """Returns the row `[dim]` and its slots after a step, and changes no argument."""
@@ -72,8 +97,11 @@ class Sgd(Rule):
     def initial_slots(self, dim):
         return {"momentum": np.zeros(dim)}
 
-    def missed_step_decays(self):
-        return {"momentum": self.momentum}
+    def has_moments(self):
+        return self.momentum > 0
+
+    def can_spend(self):
+        return 0 < self.momentum < 1
 
     def update(self, row, slots, grad, learning_rate, step_number):
         momentum = self.momentum * slots["momentum"] - learning_rate * grad
@@ -128,8 +156,12 @@ class Adam(Rule):
     def initial_slots(self, dim):
         return {name: np.zeros(dim) for name in ("momentum", "velocity", "velocity_hat")}
 
-    def missed_step_decays(self):
-        return {"momentum": self.beta_1, "velocity": self.beta_2}
+    def has_moments(self):
+        return True
+
+    def can_spend(self):
+        r = self.beta_1 if self.amsgrad else self.beta_1 / math.sqrt(self.beta_2)
+        return 0 < r < 1 and r / (1 - r) <= 2 * self.beta_1 / (1 - self.beta_1)
 
     def update(self, row, slots, grad, learning_rate, step_number):
         momentum = slots["momentum"] + (1 - self.beta_1) * (grad - slots["momentum"])
@@ -155,8 +187,11 @@ class RmsProp(Rule):
     def initial_slots(self, dim):
         return {name: np.zeros(dim) for name in ("velocity", "momentum", "average_gradient")}
 
-    def missed_step_decays(self):
-        return {"velocity": self.rho, "momentum": self.momentum, "average_gradient": self.rho}
+    def has_moments(self):
+        return True
+
+    def can_spend(self):
+        return 0 < self.momentum < 1
 
     def update(self, row, slots, grad, learning_rate, step_number):
         velocity = self.rho * slots["velocity"] + (1 - self.rho) * grad**2
@@ -212,9 +247,10 @@ RULES = {
 class ReferenceTable:
     """An embedding table with its optimizer state, trained one step at a time.
 
-    A row that a step does not touch keeps its values and slots exactly. When it is next
-    touched, its moments are first decayed as if each missed step had had a zero gradient;
-    the row itself does not move for them. A skipped update does not touch its row.
+    A row that a step does not touch keeps its values and slots exactly. When it is next touched it
+    first gets what steps with zero gradients would have done to it; and where it missed a step, it
+    gets at once what they will do to it, which is taken back when it is touched again. A skipped
+    update does not touch its row.
 
     ```python
     table = ReferenceTable(np.zeros([3, 2]), "sgd", momentum=0.9)
@@ -225,8 +261,8 @@ class ReferenceTable:
     Args:
         values: Floats `[num_rows, dim]`, copied.
         rule: A key of `RULES`.
-        weight_decay: Share of a row, times the learning rate, that each update takes off
-            first. `None` is 0, but for `"adamw"` Keras's 0.004.
+        weight_decay: Share of a row, times the learning rate, that each step takes off. `None`
+            is 0, but for `"adamw"` Keras's 0.004.
         clipvalue: Bound on each element of a summed and scaled gradient, or `None`.
         wake_steps: Integers `[num_rows]`, or `None` for no stale row: a row is stale in the
             steps before its wake step, and its updates are skipped. May be changed between
@@ -239,6 +275,7 @@ class ReferenceTable:
             a row-wise slot.
         step_number: Number of steps taken; the first step is step 1.
         last_step: Int64 `[num_rows]`, the step in which a row was last touched, 0 if never.
+        is_spent: Bool `[num_rows]`, whether it got then what later steps would do.
         wake_steps: Int64 `[num_rows]`.
         num_lookups, num_skipped_lookups: Ids read since construction.
         num_row_updates, num_skipped_row_updates: Distinct rows, summed over the steps; the
@@ -261,6 +298,7 @@ class ReferenceTable:
         self.clipvalue = clipvalue
         self.wake_steps = np.array([0] * num_rows if wake_steps is None else wake_steps, np.int64)
         self.last_step = np.zeros(num_rows, np.int64)
+        self.is_spent = np.zeros(num_rows, bool)
         self.step_number = 0
         self.num_lookups = 0
         self.num_skipped_lookups = 0
@@ -294,22 +332,46 @@ class ReferenceTable:
             else:
                 self._update_row(row_id, grad * gradient_scale, float(learning_rate))
 
+    def settle(self, learning_rate):
+        """Gives every row what the steps since its last one would have done to it."""
+        for row_id in np.flatnonzero(self.last_step):
+            num_missed = self.step_number - self.last_step[row_id]
+            row, slots = self._after_missed_steps(row_id, num_missed, learning_rate)
+            if self.is_spent[row_id]:
+                row = self.values[row_id]
+            self._store(row_id, self._decayed(row, num_missed, learning_rate), slots)
+
     def _update_row(self, row_id, grad, learning_rate):
         if self.clipvalue is not None:
             grad = np.clip(grad, -self.clipvalue, self.clipvalue)
-        row = self.values[row_id]
-        row = row - row * self.weight_decay * learning_rate
-        slots = self._slots_after_missed_steps(row_id)
+        num_missed = self.step_number - self.last_step[row_id] - 1
+        row, slots = self._after_missed_steps(row_id, num_missed, learning_rate)
+        row = self._decayed(row, num_missed + 1, learning_rate)
         row, slots = self.rule.update(row, slots, grad, learning_rate, self.step_number)
+        self.is_spent[row_id] = num_missed > 0 and self.rule.can_spend()
+        if self.is_spent[row_id]:
+            row = row + self._tail(slots, learning_rate, self.step_number)
+        self._store(row_id, row, slots)
+
+    def _after_missed_steps(self, row_id, num_missed, learning_rate):
+        """Returns a row and its slots after so many more steps, without its tail."""
+        row = self.values[row_id]
+        slots = {name: slot[row_id] for name, slot in self.slots.items()}
+        first = self.last_step[row_id] + 1
+        moved, slots = self.rule.moved_by_nothing(slots, learning_rate, first, num_missed)
+        if self.is_spent[row_id]:
+            return row - self._tail(slots, learning_rate, first + num_missed - 1), slots
+        return row + moved, slots
+
+    def _tail(self, slots, learning_rate, step):
+        """Returns what the steps after one will do to a row that no gradient comes for."""
+        return self.rule.moved_by_nothing(slots, learning_rate, step + 1, None)[0]
+
+    def _decayed(self, row, num_steps, learning_rate):
+        return row * (1 - learning_rate * self.weight_decay) ** num_steps
+
+    def _store(self, row_id, row, slots):
         self.values[row_id] = row
         for name, slot in slots.items():
             self.slots[name][row_id] = slot
         self.last_step[row_id] = self.step_number
-
-    def _slots_after_missed_steps(self, row_id):
-        slots = {name: slot[row_id] for name, slot in self.slots.items()}
-        if self.last_step[row_id] > 0:
-            num_missed = self.step_number - self.last_step[row_id] - 1
-            for name, decay in self.rule.missed_step_decays().items():
-                slots[name] = slots[name] * decay**num_missed
-        return slots

@@ -161,13 +161,20 @@ def test_row_wise_adagrad_by_hand():
     )
 
 
-def test_momentum_decays_over_missed_steps_by_hand():
+def test_momentum_of_a_row_that_missed_steps_by_hand():
     table = ReferenceTable(np.zeros([2, 1]), "sgd", momentum=0.5)
-    for ids in [[0], [1], [1], [0]]:
+    for ids in [[0], [1], [1]]:
         table.step(ids, [[1.0]], learning_rate=1.0)
-    # Step 1 gives -1. Steps 2 and 3 leave -1/4 of it; step 4 makes that -1/8 - 1.
+    assert table.values[0].tolist() == [-1.0]  # which no step has missed before step 1
+    table.step([0], [[1.0]], learning_rate=1.0)
+    # Steps 2 and 3 would have moved it by -1/2 and -1/4. Step 4 makes -1/4 to -1/8 - 1, and what
+    # follows is as much again: a gradient is worth 2 in all.
     assert table.slots["momentum"][0].tolist() == [-1.125]
-    assert table.values[0].tolist() == [-2.125]
+    assert table.values[0].tolist() == pytest.approx([-4.0], abs=1e-12)
+    assert table.is_spent.tolist() == [True, False]
+    table.step([0], [[0.0]], learning_rate=1.0)
+    where_dense_is = -4.0 + 1.125 - 0.5625
+    assert table.values[0].tolist() == pytest.approx([where_dense_is], abs=1e-12)
 
 
 def test_row_wise_adagrad_of_one_dim_is_adagrad(rng):
@@ -194,24 +201,49 @@ def test_untouched_and_stale_rows_keep_values_and_slots(rule, options, rng):
     assert not np.array_equal(table.values[0], before.values[0])
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.125])
 @pytest.mark.parametrize("rule, options", MOMENT_CASES, ids=str)
-def test_a_missed_step_decays_moments_like_a_zero_gradient(rule, options, rng):
+def test_a_missed_step_is_one_with_a_zero_gradient(rule, options, weight_decay, rng):
+    """Of a row that was touched in the two steps before: it catches up."""
+    options = options | {"weight_decay": weight_decay}
     values = rng.normal(size=[2, 3])
-    missing = ReferenceTable(values, rule, **options)
-    zeroed = ReferenceTable(values, rule, **options)
-    first, last = rng.normal(size=[2, 1, 3])
-    missing.step([0], first, 0.125)
-    zeroed.step([0], first, 0.125)
-    row = missing.values[0].copy()
+    missing, zeroed = (ReferenceTable(values, rule, **options) for _ in range(2))
+    for grad in rng.normal(size=[2, 1, 3]):
+        for table in (missing, zeroed):
+            table.step([0], grad, 0.125)
     for _ in range(3):
-        missing.step([1], first, 0.125)
+        row = missing.values[0].copy()
+        missing.step([1], np.ones([1, 3]), 0.125)
+        np.testing.assert_array_equal(missing.values[0], row)
         zeroed.step([0], np.zeros([1, 3]), 0.125)
-    np.testing.assert_array_equal(missing.values[0], row)
-    missing.step([0], last, 0.125)
-    zeroed.step([0], last, 0.125)
+    missing.settle(0.125)
     tolerance = NUM_ROUNDINGS * np.finfo(np.float64).eps
     for name, slot in zeroed.slots.items():
-        np.testing.assert_allclose(missing.slots[name][0], slot[0], rtol=tolerance)
+        if missing.rule.has_moments():
+            np.testing.assert_allclose(missing.slots[name][0], slot[0], rtol=tolerance)
+    # Weight decay comes at once, behind the movement and not between its parts.
+    np.testing.assert_allclose(
+        missing.values[0], zeroed.values[0], rtol=0, atol=0.02 * bool(weight_decay) + 1e-12
+    )
+
+
+@pytest.mark.parametrize("rule, options", MOMENT_CASES, ids=str)
+def test_a_row_that_misses_steps_is_where_zero_gradients_bring_it(rule, options, rng):
+    """In the step of its lookup, and again after the next."""
+    options = options | {"weight_decay": 0.0}
+    values = rng.normal(size=[2, 3])
+    missing, dense = (ReferenceTable(values, rule, **options) for _ in range(2))
+    for _ in range(2):
+        grad = rng.normal(size=[1, 3])
+        for _ in range(3):
+            missing.step([1], np.ones([1, 3]), 0.125)
+            dense.step([0], np.zeros([1, 3]), 0.125)
+        for table in (missing, dense):
+            table.step([0], grad, 0.125)
+        later = copy.deepcopy(dense)
+        for _ in range(300):
+            later.step([0], np.zeros([1, 3]), 0.125)
+        np.testing.assert_allclose(missing.values[0], later.values[0], rtol=1e-9)
 
 
 def test_a_stale_row_is_skipped_and_counted_until_its_wake_step():

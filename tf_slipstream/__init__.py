@@ -10,7 +10,7 @@ from tf_slipstream.ops import build_info
 from tf_slipstream.optimizer import SlipstreamOptimizer
 from tf_slipstream.policy import StalenessPolicy
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
-from tf_slipstream.skip_stats import SkipStats
+from tf_slipstream.state.stats import SkipStats
 
 __version__ = "0.1.0"
 

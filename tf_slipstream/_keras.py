@@ -3,6 +3,7 @@
 As for `tf.keras`, it is Keras 3 unless TF_USE_LEGACY_KERAS=1 is set before TensorFlow is imported.
 """
 
+import collections.abc
 import functools
 import os
 import warnings
@@ -75,12 +76,18 @@ def add_table_shards(layer, strategy, num_servers, shape, initializer, **argumen
 
 
 def with_another_seed(initializer, number):
-    """Returns an initializer like this one that draws other numbers for each `number` above 0."""
-    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
-    # Keras 3 draws the same numbers at each call where the seed is an integer.
-    if number == 0 or not isinstance(config.get("seed"), int):
+    """Returns an initializer like this one that draws other numbers for each `number` above 0.
+
+    Keras 3 draws the same numbers at each call of one initializer, whether its seed was given or is
+    its own.
+    """
+    if number == 0 or not IS_KERAS_3 or not hasattr(initializer, "seed"):
         return initializer
-    return type(initializer).from_config({**config, "seed": config["seed"] + number})
+    seed = initializer.seed
+    if not isinstance(seed, int):
+        return initializer  # a generator, which goes on by itself
+    config = {**initializer.get_config(), "seed": seed + number}
+    return type(initializer).from_config(config)
 
 
 def count_atomically(variable):
@@ -96,25 +103,85 @@ def is_unsupported_dtype_policy(layer):
     return quantized or layer.variable_dtype not in ("float32", "bfloat16")
 
 
-def current_learning_rate(optimizer):
-    """Returns the learning rate of the step to come, a float32 scalar tensor."""
+def as_optimizer(optimizer):
+    """Returns the Keras optimizer that an object, a name or a config stands for."""
+    if isinstance(optimizer, (str, collections.abc.Mapping)):
+        return keras.optimizers.get(optimizer)
+    return optimizer
+
+
+def check_dense_optimizer(optimizer):
+    """Checks the optimizer of all variables but the tables, where these have one of their own.
+
+    Raises:
+        ValueError: If it is no Keras optimizer, or counts steps otherwise than tables do.
+    """
+    is_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
+    is_wrapper = hasattr(optimizer, "inner_optimizer")
+    if not is_optimizer or is_wrapper or getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "With `table_optimizer`, `inner` must be a Keras optimizer without "
+            f"`gradient_accumulation_steps`, and none around another; got {optimizer!r}."
+        )
+
+
+def learning_rate_at(optimizer, iterations):
+    """Returns the learning rate of the step after so many, a float32 scalar tensor."""
     rate = optimizer._learning_rate
-    if callable(rate) and not isinstance(rate, tf.Variable) and not hasattr(rate, "assign"):
-        is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-        rate = rate(optimizer.iterations) if is_schedule else rate()
+    if has_schedule(optimizer):
+        rate = rate(iterations)
+    elif callable(rate) and not isinstance(rate, tf.Variable) and not hasattr(rate, "assign"):
+        rate = rate()
     return tf.cast(tf.convert_to_tensor(rate), tf.float32)
+
+
+def has_schedule(optimizer):
+    """Whether an optimizer's learning rate is a schedule."""
+    schedules = keras.optimizers.schedules
+    return isinstance(optimizer._learning_rate, schedules.LearningRateSchedule)
+
+
+def is_legacy_optimizer(optimizer):
+    """Whether an optimizer is one of `keras.optimizers.legacy`."""
+    return ".legacy" in type(optimizer).__module__ or "optimizer_v2" in type(optimizer).__module__
+
+
+def serialize(value, kind):
+    """Returns an object of a class as a config may hold it; any other value as it is."""
+    is_object = isinstance(value, kind)
+    return keras.saving.serialize_keras_object(value) if is_object else value
+
+
+def deserialize(config, custom_objects=None):
+    """Returns what `serialize` was given."""
+    # tf_keras wraps the dicts of a config.
+    if not isinstance(config, collections.abc.Mapping):
+        return config
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
 
 
 def apply_to(optimizer, grads, variables, are_summed):
     """Applies gradients of dense variables, summed over replicas first unless they are already."""
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if not IS_KERAS_3:
+        are_summed = are_summed or num_replicas == 1
         optimizer.apply_gradients(zip(grads, variables), skip_gradients_aggregation=are_summed)
         return
-    if are_summed:
+    if num_replicas == 1:
+        # A sum over one replica is a `tf.custom_gradient`, which TensorFlow keeps for ever, and
+        # with it the graph that it is in and the model.
+        optimizer._all_reduce_sum_gradients = list
+    elif are_summed:
         # Keras 3 has no way to say so; it sums once more.
-        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
         grads = [tf.math.scalar_mul(1 / num_replicas, grad) for grad in grads]
     optimizer.apply(grads, variables)
+
+
+def exported_variables(archive):
+    """Returns the variables of an `ExportArchive`."""
+    if IS_KERAS_3:
+        return list(getattr(archive._tf_trackable, "variables", ()))
+    return [*archive.trainable_variables, *archive.non_trainable_variables]
 
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
@@ -147,8 +214,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        own = super().variables
-        return type(own)([*own, *self.inner_optimizer.variables])
+        own, beside = super().variables, getattr(self, "table_optimizer", None)
+        of_tables = [] if beside is None else beside.variables
+        return type(own)([*own, *self.inner_optimizer.variables, *of_tables])
 
     @property
     def iterations(self):

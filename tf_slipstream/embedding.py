@@ -1,15 +1,16 @@
 """The Keras layer."""
 
-import dataclasses
 import numbers
+import weakref
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _keras, _keras_hooks
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
-from tf_slipstream.distribute import parameter_server
+from tf_slipstream.engine import registry
+from tf_slipstream.engine.server_table import is_on_worker, num_tasks
 from tf_slipstream.ops.gather_rows import gather_rows
-from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
+from tf_slipstream.policy import StalenessPolicy, as_policy
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
 # moment.
@@ -21,33 +22,6 @@ _REFUSED = {
     "quantization_config": "a quantized table cannot be trained",
     "sparse": "the layer returns dense rows",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TableSpec:
-    """What an optimizer must know of a layer's table, found at the variable by `table_spec`.
-
-    Attributes:
-        name: The layer's name.
-        policy: As the layer's argument.
-        shards: On parameter servers, the variables that the table is in; else empty.
-    """
-
-    name: str
-    policy: object
-    shards: tuple = ()
-
-
-def wake_rows_of(variable):
-    """Has the optimizer of a table apply all gradients that it holds, if there is one."""
-    optimizer = getattr(variable, "_slipstream_optimizer", lambda: None)()
-    if optimizer is not None:
-        optimizer.wake_all()
-
-
-def table_spec(variable):
-    """Returns the `TableSpec` of a `SlipstreamEmbedding`'s variable; None for any other."""
-    return getattr(variable, "_slipstream_table", None)
 
 
 @_keras.register_serializable
@@ -166,21 +140,23 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         else:
             tables = [_keras.add_table(self, **arguments)]
             self._shard_variables = ()
-        spec = TableSpec(self.name, self.policy, self._shard_variables)
+        self._spec = registry.TableSpec(
+            self.name, self.policy, tuple(map(weakref.ref, self._shard_variables))
+        )
         for table in tables:
-            table._slipstream_table = spec
-        self._mark_tables()
+            registry.add_table(table, self._spec)
+        self._register_tables()
         self.built = True
 
-    def _mark_tables(self):
-        """Lets `table_spec` find the tables' `tf.Variable`s.
+    def _register_tables(self):
+        """Lets the tables be found by their `tf.Variable`s.
 
         There are none yet while Keras 3 builds a subclassed model in its first call.
         """
         for table in self._shard_variables or (self._keras_table(),):
             value = _keras.tf_variable(table)
             if isinstance(value, tf.Variable):
-                value._slipstream_table = table_spec(table)
+                registry.add_table(value, self._spec)
 
     @property
     def _shards(self):
@@ -194,8 +170,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 "ParameterServerStrategy would send the whole table over the network in every "
                 "step. Use `weight_decay` of the optimizer, which acts on the rows looked up."
             )
-        num_servers = parameter_server.num_tasks("ps")
-        return _keras.add_table_shards(self, strategy, num_servers, **arguments)
+        return _keras.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
 
     def _initialize_table(self, shape, dtype=None, shard=0, **kwargs):
         initializer = _keras.with_another_seed(self.embeddings_initializer, shard)
@@ -213,7 +188,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             return initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
-        self._mark_tables()
+        self._register_tables()
         inputs = _as_ids(inputs)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
@@ -240,9 +215,9 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def _lookup_on_servers(self, ids):
         flat = tf.reshape(ids, [-1])
-        optimizer = getattr(self._shards[0], "_slipstream_optimizer", lambda: None)()
-        if optimizer is not None and parameter_server.is_on_worker():
-            rows = optimizer.lookup_on_servers(self._shards[0], flat)
+        holders = registry.holders_of(self._shards[0])
+        if holders and is_on_worker():
+            rows = holders[-1].lookup(self._shards[0], flat)
         else:
             rows = gather_rows(self._shards, flat, f"table_{self.name}")
         return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
@@ -326,17 +301,18 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def get_config(self):
         config = super().get_config()
         config["combiner"] = self.combiner
-        config["policy"] = policy_to_config(self.policy)
+        config["policy"] = _keras.serialize(self.policy, StalenessPolicy)
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        config["policy"] = policy_from_config(config["policy"])
+        # That of a `keras.layers.Embedding` has none.
+        config["policy"] = _keras.deserialize(config.get("policy", "default"))
         return super().from_config(config)
 
     def save_own_variables(self, store):
-        self._wake_rows()
+        self._settle()
         if len(self._shards) > 1:
             # As from a machine that has the whole table.
             store["0"] = tf.concat([shard.value() for shard in self._shards], axis=0).numpy()
@@ -344,22 +320,23 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             super().save_own_variables(store)
 
     def load_own_variables(self, store):
-        if self.built and len(self._shards) > 1:
-            sizes = [int(shard.shape[0]) for shard in self._shards]
-            for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
-                shard.assign(rows)
-        else:
-            super().load_own_variables(store)
+        with _keras_hooks.loading():
+            if self.built and len(self._shards) > 1:
+                sizes = [int(shard.shape[0]) for shard in self._shards]
+                for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
+                    shard.assign(rows)
+            else:
+                super().load_own_variables(store)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.
         if save_type == "savedmodel":
-            self._wake_rows()
+            self._settle()
         return super()._trackable_children(save_type, **kwargs)
 
-    def _wake_rows(self):
+    def _settle(self):
         if self.built:
-            wake_rows_of(self._shards[0] if self._shards else self._table())
+            _keras_hooks.settle(self._shards or [self._table()])
 
     def _table(self):
         return _keras.tf_variable(self._keras_table())

@@ -1,36 +1,14 @@
-"""The wrapping optimizer."""
+"""The wrapping optimizer: Keras's surface. What a step does to tables is in `engine`."""
 
-import itertools
-import weakref
-
-import numpy as np
 import tensorflow as tf
 
-from tf_slipstream import _keras, update_rules
-from tf_slipstream.constraints import constrain_rows
-from tf_slipstream.distribute import parameter_server
-from tf_slipstream.distribute.parameter_server_step import TablesOnServers
-from tf_slipstream.distribute.replicas import exchange_rows, num_replicas
-from tf_slipstream.embedding import table_spec, wake_rows_of
-from tf_slipstream.ops._library import row_int_dtype
-from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
-from tf_slipstream.ops.live_slices import live_slices
-from tf_slipstream.ops.staleness import (
-    POLICY_STATES,
-    POOL_INTS,
-    initial_threshold,
-    pool_capacity,
-)
-from tf_slipstream.ops.table_state import (
-    COUNTERS,
-    NUM_COUNTERS,
-    NUM_REFUSED_STEPS,
-    NUM_WORKER_COUNTERS,
-    TableState,
-)
-from tf_slipstream.policy import as_policy, policy_from_config, policy_to_config
-from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
-from tf_slipstream.skip_stats import SkipStats, sum_stats
+from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream.engine.inner import Inner
+from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
+from tf_slipstream.engine.tables import Tables
+from tf_slipstream.policy import StalenessPolicy, as_policy
+
+_keras.register_serializable(StalenessPolicy)
 
 
 @_keras.register_serializable
@@ -42,19 +20,23 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     are summed first, norms for clipping are those of the sums. Dense variables go to `inner`
     untouched.
 
-    What becomes of a row that a step does not look up: nothing is written. Rules with moments (SGD
-    with momentum, Adam, AdamW, RMSprop) decay a row's moments for the steps it missed when it is
-    next looked up; weight decay acts in the steps that look a row up.
+    A row that a step does not look up keeps its values and slots. Under a rule with momentum (SGD
+    with momentum, Adam, AdamW, RMSprop) a dense optimizer would go on moving it: that movement, and
+    weight decay of the steps it missed, reach the row at its lookups. The model is as good as one
+    of `keras.layers.Embedding` (docs/rare_rows.md).
 
     If an id is outside its table, or a summed gradient is NaN or infinite, the step fails with the
     table's name before any variable has changed.
 
     Args:
-        inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`.
-            For float16 put the `LossScaleOptimizer` around the `SlipstreamOptimizer`.
+        inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`;
+            or its name or config, as `compile` takes them. For float16 put the `LossScaleOptimizer`
+            around the `SlipstreamOptimizer`.
         policy: When rows of tables whose layer says `policy="default"` are stale: a
-            `StalenessPolicy`, the name of a preset (`"conservative"`, `"balanced"`,
-            `"aggressive"`), or None: never.
+            `StalenessPolicy`, the name of a preset (`"conservative"`, which is `"default"`,
+            `"balanced"`, `"aggressive"`), or None: never.
+        table_optimizer: An optimizer like `inner`, whose rule, learning rate, weight decay and
+            clipping tables have instead; None: `inner`'s. Steps are counted by `inner` alone.
         name: String.
 
     Attributes:
@@ -79,288 +61,90 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     ```
     """
 
-    def __init__(self, inner, policy=None, name="slipstream"):
-        self._check_inner(inner)
-        policy = as_policy(policy)
+    def __init__(self, inner, policy=None, table_optimizer=None, name="slipstream"):
+        inner = _keras.as_optimizer(inner)
+        if table_optimizer is None:
+            table_rule = Inner(inner)
+        else:
+            table_optimizer = _keras.as_optimizer(table_optimizer)
+            table_rule = Inner(table_optimizer)
+            _keras.check_dense_optimizer(inner)
         super().__init__(inner, name)
-        self.policy = policy
-        self._rule = _update_rule(inner)
-        self.worker_cache = parameter_server.WorkerCache()
+        self.policy = as_policy(policy)
+        self.table_optimizer = table_optimizer
+        self.worker_cache = WorkerCache()
         self.wire_dtype = "float32"
-        self._states = {}
-        self._tables = list
-        self._local_held = []
-        self._servers = None
-
-    @staticmethod
-    def _check_inner(inner):
-        if _update_rule(inner) is None:
-            names = ", ".join(update_rules.rules_by_optimizer())
-            hint = ""
-            if type(inner).__name__.startswith("LossScaleOptimizer"):
-                hint = " Put the LossScaleOptimizer around the SlipstreamOptimizer instead."
-            raise ValueError(
-                f"SlipstreamOptimizer needs a sparse update rule for its inner optimizer, and has "
-                f"them for {names} of {_keras.keras.__name__}; got {inner!r}.{hint}"
-            )
-        for argument in ("use_ema", "gradient_accumulation_steps"):
-            if getattr(inner, argument, None):
-                raise ValueError(
-                    f"SlipstreamOptimizer cannot be used with `{argument}` "
-                    f"(got {getattr(inner, argument)!r}): it would read and write every row of "
-                    f"every table. Construct {type(inner).__name__} without it."
-                )
+        self._table_rule = table_rule
+        self._tables, self._local_held = None, []
 
     def _build(self, variables):
         strategy = self._distribution_strategy
-        on_servers = parameter_server.is_on_servers(strategy)
-        if on_servers:
-            parameter_server.check_tasks()
-        self.inner_optimizer.build([v for v in variables if table_spec(v) is None])
-        names, tables = set(), []
-        for variable in variables:
-            spec = table_spec(variable)
-            if spec is not None:
-                # Two models may share an optimizer, and each may have a layer of that name.
-                name = spec.name
-                if len(spec.shards) > 1:
-                    shards = [*map(_keras.tf_variable, spec.shards)]
-                    place = [shard is _keras.tf_variable(variable) for shard in shards]
-                    name = f"{name}_{place.index(True)}"
-                name = _unlike(names, name)
-                names.add(name)
-                key = self._var_key(variable)
-                policy = self.policy if spec.policy == "default" else spec.policy
-                self._states[key] = self._add_state(variable, name, policy)
-                _hold_for(weakref.ref(self), _keras.tf_variable(variable))
-                tables.append((variable, self._states[key]))
-        # No variables of Keras's: in checkpoints alone, and 0 whenever anything else is saved.
-        held = [state.local_held for _, state in tables]
-        self._local_held = [variable for variable in held if variable is not None]
-        if on_servers:
-            self._servers = TablesOnServers(self, _by_table(tables))
+        if is_on_servers(strategy):
+            check_tasks()
             _keras.count_atomically(self.inner_optimizer.iterations)
-        # In a function, so that Keras does not take them for the optimizer's own variables.
+        tables = Tables(
+            variables,
+            self._table_rule,
+            self.policy,
+            strategy,
+            self.add_variable,
+            self.inner_optimizer.iterations,
+            (self.worker_cache, self.wire_dtype),
+        )
+        self.inner_optimizer.build(tables.dense_variables)
+        _keras_hooks.install()
+        for variable in variables:
+            if tables.state_of(variable) is not None:
+                _keras_hooks.watch(variable)
+        # No variables of Keras's: in checkpoints alone, and 0 whenever anything else is saved.
+        self._local_held = tables.local_held
+        # In a function, so that Keras does not take what is in it for the optimizer's own.
         self._tables = lambda: tables
 
-    def _add_state(self, variable, name, policy):
-        table = _keras.tf_variable(variable)
-        num_rows, dim = table.shape
-        row_int = row_int_dtype(table.device)
-
-        def add(suffix, shape, dtype, value=0):
-            """Adds a variable with equal elements, or with equal rows."""
-            with self._distribution_strategy.extended.colocate_vars_with(table):
-                added = self.add_variable(
-                    shape=shape,
-                    # One fill, where Keras's Constant needs the memory twice.
-                    initializer=lambda shape, dtype=None: tf.broadcast_to(
-                        tf.constant(value, dtype), shape
-                    ),
-                    dtype=dtype,
-                    name=f"{name}_{suffix}",
-                )
-            return _keras.tf_variable(added)
-
-        slots = tuple(
-            add(s.name, (num_rows, 1 if s.per_row else dim), "float32", s.initial_value)
-            for s in self._rule.slots
-        )
-        return TableState(
-            name=name,
-            table=table,
-            slots=slots,
-            last_steps=add("last_steps", (num_rows,), row_int) if self._rule.has_moments else None,
-            changed_rows=add("changed_rows", (-(-num_rows // 32),), row_int),
-            counters=add("counters", (NUM_COUNTERS,), "int64"),
-            policy=policy,
-            correlation=self._rule.correlation,
-            worker_counters=self._add_worker_counters(add),
-            **({} if policy is None else _policy_variables(policy, num_rows, dim, row_int, add)),
-            local_held=self._add_local_held(table, policy),
-        )
-
-    def _add_local_held(self, table, policy):
-        """Returns where each of several replicas holds gradients; None where the pool holds them.
-
-        The pool does where gradients are clipped: that takes their sums over all replicas.
-        """
-        inner = self.inner_optimizer
-        is_clipped = inner.clipnorm or inner.global_clipnorm or inner.clipvalue
-        is_alone = self._distribution_strategy.num_replicas_in_sync == 1
-        if policy is None or policy.on_stale != "defer" or is_clipped or is_alone:
-            return None
-        shape = [pool_capacity(policy, int(table.shape[0])), int(table.shape[1])]
-        # A checkpoint then has the sum over replicas, and gives each an equal part back.
-        with self._distribution_strategy.extended.colocate_vars_with(table):
-            return tf.Variable(
-                lambda: tf.zeros(shape),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-                name="local_held",
-            )
-
-    def _add_worker_counters(self, add):
-        if not parameter_server.is_on_servers(self._distribution_strategy):
-            return None
-        num_workers = parameter_server.num_tasks("worker")
-        return add("worker_counters", (num_workers, NUM_WORKER_COUNTERS), "int64")
-
     def _apply(self, grads, variables, are_summed):
-        inner = self.inner_optimizer
-        is_table = [self._var_key(v) in self._states for v in variables]
-        dense = [(g, v) for g, v, table in zip(grads, variables, is_table) if not table]
-        tables = [(g, v) for g, v, table in zip(grads, variables, is_table) if table]
-        states = [self._states[self._var_key(v)] for _, v in tables]
-        if self._servers is not None:
-            return self._servers.apply([(g, s) for (g, _), s in zip(tables, states)], dense)
-        slices = [self._as_slices(g, state) for (g, _), state in zip(tables, states)]
-        settings = StepSettings(
-            step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1,
-            learning_rate=_keras.current_learning_rate(inner),
-            clip_value=float(inner.clipvalue or 0),
-        )
-        num_lookups = None
-        if num_replicas() > 1 and not are_summed:
-            # Each replica then applies the same rows to its own copy, and copies stay alike.
-            slices, num_lookups = _exchanged(states, slices, settings)
-            if inner.global_clipnorm and dense:
-                dense, are_summed = _sum_over_replicas(dense), True
-        scales, dense = self._clip_by_norm(states, slices, dense, settings.step)
-        decays = [self.weight_decay_of(v) for _, v in tables]
-        done = self.apply_tables(states, slices, settings, scales, decays, num_lookups)
-        # A step that fails in a table has then changed no dense variable either.
-        with tf.control_dependencies(done):
-            if dense:
-                _keras.apply_to(inner, *zip(*dense), are_summed)
-            else:
-                inner.iterations.assign_add(1)
-            for (_, variable), state, one in zip(tables, states, slices):
-                if variable.constraint is not None:
-                    ids = _with_flushed(state, one.indices, settings.step)
-                    constrain_rows(variable.constraint, state, ids)
+        tables, dense = [], []
+        for grad, variable in zip(grads, variables):
+            state = self._tables().state_of(variable)
+            pairs = dense if state is None else tables
+            pairs.append((grad, variable if state is None else state))
+        self._tables().apply(tables, dense, self._apply_dense, self.loss_scale_factor, are_summed)
 
-    def _as_slices(self, grad, state):
-        if not isinstance(grad, tf.IndexedSlices):
-            # A regularizer's gradient, say: every row has one.
-            grad = tf.IndexedSlices(grad, tf.range(state.num_rows, dtype=tf.int64))
-        values = tf.cast(grad.values, tf.float32)
-        if self.loss_scale_factor:
-            values /= self.loss_scale_factor
-        return tf.IndexedSlices(values, grad.indices, tf.constant(list(state.table.shape)))
-
-    def weight_decay_of(self, variable):
-        decay = self.inner_optimizer.weight_decay
-        return float(decay) if decay and self.inner_optimizer._use_weight_decay(variable) else 0.0
-
-    def _clip_by_norm(self, states, slices, dense, step):
-        """Returns a scale per table (None: no clipping by norm), and dense gradients scaled."""
-        if not states:
-            return None, dense
-        return self.clip_scales(
-            lambda: [
-                tf.reduce_sum(tf.square(one.values))
-                for group in _groups(states, slices)
-                for one in live_slices(*group, step)
-            ],
-            dense,
-        )
-
-    def clip_scales(self, squares_of_tables, dense):
-        """The same, given what returns each table's squared norm."""
-        inner = self.inner_optimizer
-        if not (inner.clipnorm or inner.global_clipnorm):
-            return None, dense
-        squares = squares_of_tables()
-        num_tables = len(squares)
-        if inner.clipnorm:
-            return [_clip_scale(tf.sqrt(square), inner.clipnorm) for square in squares], dense
-        for grad, _ in dense:
-            unscaled = grad.values if isinstance(grad, tf.IndexedSlices) else grad
-            if self.loss_scale_factor:
-                unscaled /= self.loss_scale_factor
-            squares.append(tf.reduce_sum(tf.square(tf.cast(unscaled, tf.float32))))
-        # A NaN here is a dense variable's, and would pass into every table.
-        norm = tf.debugging.check_numerics(
-            tf.sqrt(tf.add_n(squares)), "The gradients' global norm. No variable was changed"
-        )
-        scale = _clip_scale(norm, inner.global_clipnorm)
-        # `inner` then finds a norm within its bound and clips no more.
-        return [scale] * num_tables, [(_scaled(g, scale), v) for g, v in dense]
-
-    def apply_tables(self, states, slices, settings, scales, decays, num_lookups=None, pushes=None):
-        done = []
-        position = {id(state): i for i, state in enumerate(states)}
-        for group_states, group_slices in _groups(states, slices):
-            places = [position[id(state)] for state in group_states]
-            done += apply_rows(
-                self._rule,
-                group_states,
-                group_slices,
-                settings,
-                None if scales is None else [scales[i] for i in places],
-                [decays[i] for i in places],
-                None if num_lookups is None else [num_lookups[i] for i in places],
-                None if pushes is None else [pushes[i] for i in places],
-            )
-        return done
+    def _apply_dense(self, dense, are_summed):
+        if dense:
+            _keras.apply_to(self.inner_optimizer, *zip(*dense), are_summed)
+        else:
+            self.inner_optimizer.iterations.assign_add(1)
 
     @property
     def tables(self):
         """Dict from a table's name to its `TableState`; empty before the optimizer is built."""
-        return {state.name: state for state in self._states.values()}
+        return {} if self._tables is None else self._tables().by_name
+
+    @property
+    def engine(self):
+        """What does a step of the tables, `engine.tables.Tables`; None before it is built."""
+        return None if self._tables is None else self._tables()
+
+    def settle(self):
+        """Applies all gradients that are held, and what rows are behind by that missed steps.
+
+        The model is then what it would be if every step had reached every row; rows that sleep
+        sleep on. `fit` does so before each validation, and so do `evaluate`, `predict`, saving and
+        exporting. Call it in a loop of your own before you read the model's weights; eagerly,
+        outside of a strategy's replicas, and under `MultiWorkerMirroredStrategy` on every worker.
+        """
+        if self._tables is not None:
+            self._tables().settle()
 
     def wake_all(self):
-        """Applies all gradients that are held, and makes every row live.
-
-        `fit` does so at its end, and so do saving and exporting a model, with two exceptions before
-        which you call it: legacy `.h5` files, and tf_keras's `save_weights` in the TensorFlow
-        format. Call it eagerly, outside of a strategy's replicas, and under
-        `MultiWorkerMirroredStrategy` on every worker. The learning rate is that of the step to
-        come.
-        """
-        self._checked_counters()
-        states = [state for state in self._states.values() if state.policy is not None]
-        if not states or int(tf.convert_to_tensor(self.iterations)) == 0:
-            return
-        strategy = self._distribution_strategy
-        if self._servers is not None:
-            self._servers.flush_workers()
-        if strategy is not None and strategy.num_replicas_in_sync > 1:
-            tf.function(lambda: strategy.run(self._wake))()
-        else:
-            self._wake()
-
-    def _wake(self):
-        pairs = [(v, state) for v, state in self._tables() if state.policy is not None]
-        states = [state for _, state in pairs]
-        settings = StepSettings(
-            step=tf.cast(tf.convert_to_tensor(self.iterations), tf.int64),
-            learning_rate=_keras.current_learning_rate(self.inner_optimizer),
-            wake_all=True,
-        )
-        nothing = [
-            tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), tf.zeros([0], tf.int64))
-            for state in states
-        ]
-        decays = [self.weight_decay_of(variable) for variable, _ in pairs]
-        num_lookups = None
-        if num_replicas() > 1:
-            nothing, num_lookups = _exchanged(states, nothing, settings)
-        done = self.apply_tables(states, nothing, settings, None, decays, num_lookups)
-        with tf.control_dependencies(done):
-            for variable, state in pairs:
-                if variable.constraint is not None:
-                    constrain_rows(variable.constraint, state, _popular_rows(state))
+        """Does what `settle` does, and makes every row live, as the end of `fit` does."""
+        if self._tables is not None:
+            self._tables().settle(wake=True)
 
     @property
     def strictness(self):
         """What multiplies every table's threshold and longest sleep, in (0, 1]; 1 at first."""
-        for state in self._states.values():
-            if state.policy is not None:
-                return float(state.policy_state.numpy()[POLICY_STATES.index("strictness")])
-        return 1.0
+        return 1.0 if self._tables is None else self._tables().strictness
 
     def set_strictness(self, strictness):
         """Sets `strictness`: the lower, the fewer rows are at rest and the shorter they sleep.
@@ -370,16 +154,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         """
         if not 0 < strictness <= 1:
             raise ValueError(f"`strictness` must be in (0, 1], got {strictness!r}.")
-        if not self._states:
+        if not self.tables:
             raise ValueError(
                 "`set_strictness` needs an optimizer that is built, with a table: call it after "
                 "the first step, or after `optimizer.build(model.trainable_variables)`."
             )
-        for state in self._states.values():
-            if state.policy is not None:
-                values = state.policy_state.numpy()
-                values[POLICY_STATES.index("strictness")] = strictness
-                state.policy_state.assign(values)
+        self._tables().strictness = strictness
 
     def skip_stats(self):
         """Returns what skipping did to each table since training began.
@@ -388,13 +168,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             Dict from a table's name, which is its layer's, to its `SkipStats`. Empty before the
             first step.
         """
-        stats = _stats_of(list(self._states.values()), self._checked_counters())
-        if self._servers is not None:
-            return {
-                name: sum_stats([stats[state.name] for state in states])
-                for name, states in self._servers.states.items()
-            }
-        return stats
+        return {} if self._tables is None else self._tables().stats()
 
     def cache_stats(self):
         """Returns what workers had of each table on parameter servers since training began.
@@ -402,12 +176,12 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         Returns:
             Dict from a table's name to its `distribute.CacheStats`. Empty without such tables.
         """
-        return {} if self._servers is None else self._servers.cache_stats()
+        return {} if self._tables is None else self._tables().cache_stats()
 
     def flush_workers(self):
         """Sends what workers hold to the parameter servers, which hold it on: no row wakes."""
-        if self._servers is not None:
-            self._servers.flush_workers()
+        if self._tables is not None:
+            self._tables().flush_workers()
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # A checkpoint has the servers' variables, and has to have what workers hold. Restoring asks
@@ -416,35 +190,8 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             self.flush_workers()
         return super()._trackable_children(save_type, **kwargs)
 
-    def lookup_on_servers(self, shard, ids):
-        """Returns rows `[num_lookups, dim]` of the table that a shard is of; for its layer."""
-        return self._servers.lookup(shard, ids)
-
-    def _checked_counters(self):
-        """Returns the counters int64 `[num_tables, NUM_COUNTERS]`.
-
-        Raises, once, where a GPU refused a step: there may be no later step to tell.
-        """
-        states = list(self._states.values())
-        if not states:
-            return np.zeros([0, NUM_COUNTERS], np.int64)
-        counters = tf.stack([state.counters for state in states]).numpy()
-        for state, counted in zip(states, counters):
-            num_refused = int(counted[NUM_REFUSED_STEPS])
-            if num_refused > 0:
-                counted[NUM_REFUSED_STEPS] = 0
-                state.counters.assign(counted)
-                raise tf.errors.InvalidArgumentError(
-                    None,
-                    None,
-                    f"table '{state.name}': {num_refused} step(s) had an id outside of the table, "
-                    "or a gradient that is NaN or infinite, and changed no table. Look at the loss "
-                    "and the inputs, lower the learning rate or clip gradients.",
-                )
-        return counters
-
     def save_own_variables(self, store):
-        self.wake_all()
+        self.settle()
         super().save_own_variables(store)
 
     def load_own_variables(self, store):
@@ -452,188 +199,41 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))
+        if self._tables is not None:
+            self._tables().num_loads += 1
 
     def finalize_variable_values(self, var_list):
         self.wake_all()
+        is_dense = [self._tables is None or self._tables().state_of(v) is None for v in var_list]
         self.inner_optimizer.finalize_variable_values(
-            [v for v in var_list if table_spec(v) is None]
+            [v for v, dense in zip(var_list, is_dense) if dense]
         )
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
 
     def get_config(self):
-        return {
+        config = {
             "name": self.name,
-            "inner": _keras.keras.saving.serialize_keras_object(self.inner_optimizer),
-            "policy": policy_to_config(self.policy),
+            "inner": _keras.serialize(self.inner_optimizer, _keras.keras.optimizers.Optimizer),
+            "policy": _keras.serialize(self.policy, StalenessPolicy),
+            "worker_cache": [self.worker_cache.num_bytes, self.worker_cache.max_age],
+            "wire_dtype": self.wire_dtype,
         }
+        if self.table_optimizer is not None:
+            config["table_optimizer"] = _keras.serialize(
+                self.table_optimizer, _keras.keras.optimizers.Optimizer
+            )
+        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        inner = _keras.keras.saving.deserialize_keras_object(
-            config.pop("inner"), custom_objects=custom_objects
-        )
-        config["policy"] = policy_from_config(config["policy"])
-        return cls(inner, **config)
-
-
-def find_slipstream_optimizer(optimizer_or_model, user):
-    """Returns the `SlipstreamOptimizer` of a model, or within an optimizer.
-
-    Args:
-        optimizer_or_model: A compiled model, a `SlipstreamOptimizer`, or an optimizer around one,
-            such as a `LossScaleOptimizer`.
-        user: Who needs it, for the error.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = given = getattr(optimizer_or_model, "optimizer", None) or optimizer_or_model
-    while found is not None and not isinstance(found, SlipstreamOptimizer):
-        found = getattr(found, "inner_optimizer", None)
-    if found is None:
-        raise ValueError(
-            f"{user} needs a model compiled with a SlipstreamOptimizer, or that optimizer, and got "
-            f"{type(given).__name__}. Give `compile` a slipstream.SlipstreamOptimizer(...); a "
-            "LossScaleOptimizer may be around it."
-        )
-    return found
-
-
-def _stats_of(states, counters):
-    """Returns `SkipStats` by name."""
-    # One read, where one of each variable would take ten times as long.
-    with_policy = [state for state in states if state.policy is not None]
-    numbers = {}
-    if with_policy:
-        read = tf.stack([state.policy_state for state in with_policy]).numpy().tolist()
-        numbers = {s.name: dict(zip(POLICY_STATES, one)) for s, one in zip(with_policy, read)}
-    stats = {}
-    for state, counted in zip(states, counters.tolist(), strict=True):
-        policy = numbers.get(state.name, dict.fromkeys(POLICY_STATES, 0.0))
-        stats[state.name] = SkipStats(
-            **dict(zip(COUNTERS, counted)),
-            num_stale_rows=int(policy["num_sleeping"]),
-            num_rows=state.num_rows,
-            drift_threshold=policy["threshold"] * policy["strictness"],
-        )
-    return stats
-
-
-def _hold_for(optimizer, table):
-    """Lets a table find its optimizer, and apply what that holds before a SavedModel has the table.
-
-    Keras's `export` saves a model's variables without asking its layers.
-    """
-    table._slipstream_optimizer = optimizer
-    children = table._trackable_children
-
-    def children_after_waking(save_type="checkpoint", **kwargs):
-        if save_type == "savedmodel":
-            wake_rows_of(table)
-        return children(save_type, **kwargs)
-
-    table._trackable_children = children_after_waking
-
-
-def _policy_variables(policy, num_rows, dim, row_int, add):
-    """Returns the fields of a `TableState` that a policy needs."""
-    capacity = pool_capacity(policy, num_rows)
-    initial = dict.fromkeys(POLICY_STATES, 0.0)
-    initial |= {"threshold": initial_threshold(policy), "strictness": 1.0}
-    return {
-        "row_states": add("row_states", (num_rows,), row_int),
-        "pool_ints": add("pool_ints", (capacity, len(POOL_INTS)), "int64"),
-        "pool_floats": add("pool_floats", (capacity, 2 * dim + 1), "float32"),
-        "policy_state": add(
-            "policy_state", (len(POLICY_STATES),), "float64", list(initial.values())
-        ),
-    }
-
-
-def _popular_rows(state):
-    num_entries = tf.cast(state.policy_state[POLICY_STATES.index("num_entries")], tf.int64)
-    return state.pool_ints[:num_entries, POOL_INTS.index("row")]
-
-
-def _with_flushed(state, ids, step):
-    """Returns the rows that a step may have written."""
-    if state.policy is None or not state.policy.refresh_every:
-        return ids
-    nothing = tf.zeros([0], tf.int64)
-    is_refresh = step % state.policy.refresh_every == 0
-    flushed = tf.cond(is_refresh, lambda: _popular_rows(state), lambda: nothing)
-    return tf.concat([tf.cast(ids, tf.int64), flushed], axis=0)
-
-
-def _update_rule(optimizer):
-    """Returns the rule of a Keras optimizer, or None: none for another `update_step`."""
-    makers = {
-        getattr(_keras.keras.optimizers, name, RowWiseAdagrad): make
-        for name, make in update_rules.rules_by_optimizer().items()
-    }
-    for base in type(optimizer).__mro__:
-        if base in makers and type(optimizer).update_step is base.update_step:
-            return makers[base](optimizer)
-    return None
-
-
-def _unlike(names, name):
-    """Returns `name`, with a number where it is one of `names`."""
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
-    return next(one for one in itertools.chain([name], numbered) if one not in names)
-
-
-def _by_table(tables):
-    """Returns a dict from a table's name to its shards: pairs of a variable and its state."""
-    groups, names = {}, {}
-    for variable, state in tables:
-        spec = table_spec(variable)
-        name = names.setdefault(id(spec), _unlike(groups, spec.name))
-        groups.setdefault(name, []).append((variable, state))
-    return groups
-
-
-def _groups(states, slices):
-    """Yields lists of states and slices that can go through one op call: of a device and dtype."""
-    groups = {}
-    for state, one in zip(states, slices):
-        key = (state.table.device, state.table.dtype)
-        group_states, group_slices = groups.setdefault(key, ([], []))
-        group_states.append(state)
-        group_slices.append(one)
-    for group_states, group_slices in groups.values():
-        if len({one.indices.dtype for one in group_slices}) > 1:
-            group_slices = [
-                tf.IndexedSlices(one.values, tf.cast(one.indices, tf.int64)) for one in group_slices
-            ]
-        yield group_states, group_slices
-
-
-def _exchanged(states, slices, settings):
-    """Returns what `exchange_rows` does, of tables on any devices."""
-    exchanged = {}
-    for group in _groups(states, slices):
-        for state, *one in zip(group[0], *exchange_rows(*group, settings), strict=True):
-            exchanged[id(state)] = one
-    pairs = [exchanged[id(state)] for state in states]
-    return [one for one, _ in pairs], [num for _, num in pairs]
-
-
-def _sum_over_replicas(dense):
-    grads, variables = zip(*dense)
-    context = tf.distribute.get_replica_context()
-    return list(zip(context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads)), variables))
-
-
-def _clip_scale(norm, limit):
-    return tf.cast(limit, norm.dtype) / tf.maximum(norm, limit)
-
-
-def _scaled(grad, scale):
-    if isinstance(grad, tf.IndexedSlices):
-        values = grad.values * tf.cast(scale, grad.dtype)
-        return tf.IndexedSlices(values, grad.indices, grad.dense_shape)
-    return grad * tf.cast(scale, grad.dtype)
+        cache, wire_dtype = config.pop("worker_cache", None), config.pop("wire_dtype", "float32")
+        for argument in ("inner", "policy", "table_optimizer"):
+            config[argument] = _keras.deserialize(config.get(argument), custom_objects)
+        optimizer = cls(config.pop("inner"), **config)
+        if cache is not None:
+            optimizer.worker_cache = WorkerCache(*cache)
+        optimizer.wire_dtype = wire_dtype
+        return optimizer

@@ -1,16 +1,12 @@
 """When a row is stale."""
 
-import collections.abc
 import dataclasses
 import math
 
-from tf_slipstream import _keras
-from tf_slipstream.ops.staleness import DRIFT_METRICS
-
 ON_STALE = ("defer", "skip")
+DRIFT_METRICS = ("coherence", "relative_l2", "l2", "mean_abs", "loss")
 
 
-@_keras.register_serializable
 @dataclasses.dataclass(frozen=True)
 class StalenessPolicy:
     """Which rows of a table are stale, for how long, and what becomes of their gradients.
@@ -138,6 +134,21 @@ class StalenessPolicy:
         values = {"min_updates": 20, "max_sleep": 16, "updates_per_sleep": 10}
         return cls(**values | changes)
 
+    def numbers(self, correlation):
+        """Returns what the native library gets of it: a dict from a field's name to a number.
+
+        Args:
+            correlation: Of a row's movement in one step with that in the step before, the rule's.
+        """
+        numbers = dataclasses.asdict(self)
+        # What a table's state begins with.
+        del numbers["threshold"], numbers["popular_share"]
+        numbers = {"skips": numbers.pop("on_stale") == "skip", **numbers}
+        numbers["drift_metric"] = DRIFT_METRICS.index(self.drift_metric)
+        numbers["target_skip"] = self.target_skip or 0
+        numbers["correlation"] = correlation
+        return {name: float(value) for name, value in numbers.items()}
+
     def get_config(self):
         return dataclasses.asdict(self)
 
@@ -146,6 +157,7 @@ class StalenessPolicy:
         return cls(**config)
 
 
+# "default" is the first.
 PRESETS = ("conservative", "balanced", "aggressive")
 
 
@@ -163,29 +175,14 @@ def as_policy(policy, also=()):
         return policy
     if isinstance(policy, str) and policy in also:
         return policy
+    if policy == "default":
+        return getattr(StalenessPolicy, PRESETS[0])()
     if isinstance(policy, str) and policy in PRESETS:
         return getattr(StalenessPolicy, policy)()
-    names = ", ".join(repr(name) for name in (*also, *PRESETS))
+    names = ", ".join(repr(name) for name in ("default", *PRESETS))
     raise ValueError(
         f"`policy` must be a StalenessPolicy, one of {names}, or None (never skip); got {policy!r}."
     )
-
-
-def policy_to_config(policy):
-    """Returns a `policy` argument as a config may hold it."""
-    if isinstance(policy, StalenessPolicy):
-        return _keras.keras.saving.serialize_keras_object(policy)
-    return policy
-
-
-def policy_from_config(config):
-    """Returns the `policy` argument that `policy_to_config` was given."""
-    return _keras.keras.saving.deserialize_keras_object(config) if _is_dict(config) else config
-
-
-def _is_dict(value):
-    # tf_keras wraps the dicts of a config.
-    return isinstance(value, collections.abc.Mapping)
 
 
 def _is_integer(value, least):

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_slipstream import _keras, update_rules
+from tf_slipstream.ops import StepSettings
 
 
 @_keras.register_serializable
@@ -78,12 +79,13 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             self.learning_rate if learning_rate is None else learning_rate, variable.dtype
         )
         rule = update_rules.RowWiseAdagrad(self.initial_accumulator_value, self.epsilon)
+        settings = StepSettings(step=None, learning_rate=rate)
         if isinstance(gradient, tf.IndexedSlices):
             ids, lookup_row = tf.unique(gradient.indices)
             grads = tf.math.unsorted_segment_sum(gradient.values, lookup_row, tf.size(ids))
             slots = [tf.gather(accumulator, ids)]
             rows, (accumulated,) = rule.update(
-                tf.gather(variable, ids), slots, grads, rate, None, None, None
+                tf.gather(variable, ids), slots, grads, settings, spends=False
             )
             accumulator.scatter_update(tf.IndexedSlices(accumulated, ids))
             variable.scatter_update(tf.IndexedSlices(rows, ids))
@@ -93,10 +95,8 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             tf.reshape(variable, as_rows),
             [tf.reshape(accumulator, [-1, 1])],
             tf.reshape(gradient, as_rows),
-            rate,
-            None,
-            None,
-            None,
+            settings,
+            spends=False,
         )
         accumulator.assign(tf.reshape(accumulated, accumulator.shape))
         variable.assign(tf.reshape(rows, variable.shape))

@@ -20,7 +20,7 @@ import sys
 
 import tensorflow as tf
 
-from tf_slipstream.ops.row_cache import native_ops
+from tf_slipstream.ops._library import needed_native_ops
 
 _JOBS = ("worker", "ps")
 
@@ -76,7 +76,7 @@ def main(argv=None):
     """Starts the server and does not return, but for an error in what it was told."""
     try:
         cluster, job, index = parse_task(sys.argv[1:] if argv is None else argv, os.environ)
-        native_ops()
+        needed_native_ops()
     except (ValueError, RuntimeError) as error:
         print(f"tf_slipstream.server: {error}", file=sys.stderr)
         return 2

@@ -215,7 +215,7 @@ void TimeSleep(int64_t divisor, gpu::Report* report) {
     for (int64_t id = 0; id < num_rows; ++id) {
       if (!is_stale[id]) continue;
       const int64_t far = int64_t{1} << 40;
-      data.entries[num_entries] = {id, far, far, 1, 0, far, 0, kind == 1};
+      data.entries[num_entries] = {id, far, 0, 1, 0, far, 0, kind == 1};
       data.row_states[id] = static_cast<int32_t>(-1 - num_entries++);
     }
     data.state[0].num_entries = static_cast<double>(num_entries);

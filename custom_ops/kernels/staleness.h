@@ -305,7 +305,9 @@ SLIPSTREAM_INLINE PoolEntry NewEntry(const PolicySettings& policy, int64_t row, 
 inline constexpr int64_t kIdleWindow = 256;
 inline constexpr int64_t kIdleSteps = 1000;
 
-SLIPSTREAM_INLINE bool IsIdle(const PoolEntry& entry, int64_t step) {
+// holds_elsewhere: whether what is held of it is not in the pool, and would be lost
+SLIPSTREAM_INLINE bool IsIdle(const PoolEntry& entry, int64_t step, bool holds_elsewhere) {
+  if (holds_elsewhere && entry.held_steps != 0) return false;
   // A row that is looked up while it sleeps leaves no trace but what it holds.
   return step - std::max(entry.live_step, entry.wake_step) >= kIdleSteps;
 }

@@ -401,7 +401,8 @@ __global__ void FindIdle(View view) {
   for (int64_t first = 0; first < window; first += 32) {
     const int64_t index = (hand + first + lane) % num_entries;
     const bool is_idle = first + lane < window &&
-                         IsIdle(view.pool.entries[index], state.settings.step) &&
+                         IsIdle(view.pool.entries[index], state.settings.step,
+                                view.table.holds_elsewhere) &&
                          IsWhole(view.pool, index, view.table.num_rows);
     const unsigned found = __ballot_sync(~0u, is_idle);
     const int64_t place = num_idle + __popc(found & ((1u << lane) - 1));

@@ -22,6 +22,7 @@ namespace slipstream {
 //   changed_rows [ceil(num_rows / 32)]: bit r % 32 of word r / 32 is set when row r is written
 //   last_steps   [num_rows], see row_clock.h; null for a rule without moments and weight decay
 //   staleness    its row states and pool; null without a policy
+//   holds_elsewhere  whether gradients of rows that sleep are held outside of the pool, by replicas
 //   batches      [num_lookups, 2]: of how many batches each lookup's gradient is the sum, and
 //                something else; ids are then distinct. Null: of one
 struct Table {
@@ -36,6 +37,7 @@ struct Table {
   int64_t slot_dim;
   uint16_t* bfloat16_table = nullptr;
   uint32_t rounding_seed = 0;
+  bool holds_elsewhere = false;
   const int32_t* batches = nullptr;
 
   int32_t num_batches(const LiveRow& row) const {

@@ -59,6 +59,7 @@ class ApplyRowsGpuOp : public OpKernel {
       }
       one.grad_scale = grad_scales[t].flat<float>().data();
       if (num_lookups.size() > 0) one.counted = num_lookups[t].flat<int64_t>().data();
+      one.table.holds_elsewhere = num_lookups.size() > 0;
       one.ids = lookups[t].ids;
       one.grads = lookups[t].grads;
       one.num_lookups = lookups[t].num_lookups;

@@ -60,6 +60,7 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, variables.LockForWriting(context));
     TableList list;
     OP_REQUIRES_OK(context, args_.Read(&variables, &list));
+    for (Table& table : list.tables) table.holds_elsewhere = num_lookups.size() > 0;
     const auto count = [&](const std::vector<Lookups<Index>>&, LiveRows* live_rows) {
       for (int64_t t = 0; t < num_lookups.size(); ++t) {
         const int64_t* counted = num_lookups[t].flat<int64_t>().data();

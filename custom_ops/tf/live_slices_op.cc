@@ -44,7 +44,7 @@ Distinct ids of each table whose gradient counts, in order of first appearance, 
 
 Rows that are asleep and skipped are left out; those that are deferred are not.
 row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy.md.
-policy_tables, policy_fields, policies: As ApplyRows has them.
+policy_tables, policies: As ApplyRows has them.
 step: The number of this step, 1 in the first.
 )doc");
 

@@ -63,7 +63,7 @@ row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, 
 local_held: float [capacity, dim] of each table in holding_tables, what this replica holds; deferred
   rows of other tables travel.
 woken_at: Of each table with a policy, int64 scalars, that of this step.
-policy_tables, policy_fields, policies: As ApplyRows has them.
+policy_tables, policies: As ApplyRows has them.
 holding_tables: Those of them that hold.
 step: The number of this step, 1 in the first.
 sent_indices, sent_grads: Distinct ids that travel in order of first appearance, and their summed

@@ -1,6 +1,8 @@
 #include "table_args.h"
 
 #include "../kernels/huge_pages.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "kernel_context.h"
 
 namespace slipstream {
@@ -21,10 +23,26 @@ tensorflow::DataType RowInt(Memory memory) {
   return memory == Memory::kHost ? tensorflow::DT_INT32 : tensorflow::DT_UINT32;
 }
 
-absl::Status GetDoubles(OpKernelConstruction* context, const char* name, Tensor* tensor) {
-  TF_RETURN_IF_ERROR(context->GetAttr(name, tensor));
-  if (tensor->dtype() == tensorflow::DT_DOUBLE) return absl::OkStatus();
-  return InvalidArgument(name, " must be float64, got ", tensor->DebugString());
+// Reads a number that Python wrote.
+absl::Status ParseNumber(absl::string_view text, double* number) {
+  if (absl::SimpleAtod(text, number)) return absl::OkStatus();
+  return InvalidArgument("expected a number, got '", text, "'");
+}
+
+absl::Status ParsePolicy(absl::string_view text, PolicySettings* policy) {
+  for (const absl::string_view part : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    const std::pair<std::string, std::string> field = absl::StrSplit(part, '=');
+    double number;
+    TF_RETURN_IF_ERROR(ParseNumber(field.second, &number));
+    if (!policy->Set(field.first, number)) {
+      return InvalidArgument("a policy has no field '", field.first, "'");
+    }
+  }
+  if (policy->updates_per_sleep < 1 || policy->max_age < 1 || policy->first_sleep < 1) {
+    return InvalidArgument("a policy's updates_per_sleep, max_age and first_sleep must be at ",
+                           "least 1");
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -32,34 +50,21 @@ absl::Status GetDoubles(OpKernelConstruction* context, const char* name, Tensor*
 absl::Status PoolArgs::Init(OpKernelConstruction* context, Memory memory, int64_t num_tables) {
   memory_ = memory;
   int num_policies;
-  std::vector<std::string> fields;
-  Tensor values;
+  std::vector<std::string> policies;
   TF_RETURN_IF_ERROR(context->GetAttr("num_policies", &num_policies));
   TF_RETURN_IF_ERROR(context->GetAttr("policy_tables", &tables_));
-  TF_RETURN_IF_ERROR(context->GetAttr("policy_fields", &fields));
-  TF_RETURN_IF_ERROR(GetDoubles(context, "policies", &values));
-  const int64_t num_fields = fields.size();
+  TF_RETURN_IF_ERROR(context->GetAttr("policies", &policies));
   if (static_cast<int>(tables_.size()) != num_policies ||
-      values.NumElements() != num_policies * num_fields) {
-    return InvalidArgument("expected ", num_policies, " policy_tables and policies [", num_policies,
-                           ", ", num_fields, "], got ", tables_.size(), " and ",
-                           values.shape().DebugString());
+      static_cast<int>(policies.size()) != num_policies) {
+    return InvalidArgument("expected ", num_policies, " policy_tables and policies, got ",
+                           tables_.size(), " and ", policies.size());
   }
   for (const int64_t t : tables_) {
     if (t < 0 || t >= num_tables) return InvalidArgument("policy_tables: there is no table ", t);
   }
-  for (int64_t p = 0; p < num_policies; ++p) {
-    PolicySettings policy;
-    for (int64_t f = 0; f < num_fields; ++f) {
-      if (!policy.Set(fields[f], values.flat<double>()(p * num_fields + f))) {
-        return InvalidArgument("a policy has no field '", fields[f], "'");
-      }
-    }
-    if (policy.updates_per_sleep < 1 || policy.max_age < 1 || policy.first_sleep < 1) {
-      return InvalidArgument("a policy's updates_per_sleep, max_age and first_sleep must be at ",
-                             "least 1");
-    }
-    policies_.push_back(policy);
+  for (const std::string& text : policies) {
+    policies_.emplace_back();
+    TF_RETURN_IF_ERROR(ParsePolicy(text, &policies_.back()));
   }
   return absl::OkStatus();
 }
@@ -114,27 +119,28 @@ absl::Status PoolArgs::Read(TableVariables* variables, int64_t first,
 
 absl::Status TableArgs::Init(OpKernelConstruction* context, Memory memory) {
   memory_ = memory;
-  std::string rule;
+  std::string rule, hyperparameters;
   int num_tables, num_slots, num_last_steps;
-  Tensor hyperparameters;
   TF_RETURN_IF_ERROR(context->GetAttr("N", &num_tables));
   TF_RETURN_IF_ERROR(context->GetAttr("num_slots", &num_slots));
   TF_RETURN_IF_ERROR(context->GetAttr("num_last_steps", &num_last_steps));
   TF_RETURN_IF_ERROR(context->GetAttr("rule", &rule));
-  TF_RETURN_IF_ERROR(GetDoubles(context, "hyperparameters", &hyperparameters));
+  TF_RETURN_IF_ERROR(context->GetAttr("hyperparameters", &hyperparameters));
   TF_RETURN_IF_ERROR(context->GetAttr("weight_decays", &weight_decays_));
   TF_RETURN_IF_ERROR(context->GetAttr("table_names", &names_));
   TF_RETURN_IF_ERROR(context->GetAttr("rounding_seeds", &rounding_seeds_));
   rule_ = FindRule(rule);
   if (rule_ == nullptr) return InvalidArgument("there is no update rule '", rule, "'");
-  if (hyperparameters.NumElements() != rule_->num_hyperparameters) {
-    return InvalidArgument("rule '", rule, "' has ", rule_->num_hyperparameters,
-                           " hyperparameters, got ", hyperparameters.shape().DebugString());
+  for (const absl::string_view text : absl::StrSplit(hyperparameters, ' ', absl::SkipEmpty())) {
+    hyperparameters_.emplace_back();
+    TF_RETURN_IF_ERROR(ParseNumber(text, &hyperparameters_.back()));
   }
-  const double* values = hyperparameters.flat<double>().data();
-  hyperparameters_.assign(values, values + rule_->num_hyperparameters);
+  if (static_cast<int>(hyperparameters_.size()) != rule_->num_hyperparameters) {
+    return InvalidArgument("rule '", rule, "' has ", rule_->num_hyperparameters,
+                           " hyperparameters, got ", hyperparameters_.size());
+  }
   num_tables_ = num_tables;
-  num_slots_ = rule_->num_slots(values);
+  num_slots_ = rule_->num_slots(hyperparameters_.data());
   num_last_steps_ = num_last_steps;
   if (num_slots != num_slots_ * num_tables) {
     return InvalidArgument("rule '", rule, "' has ", num_slots_, " slots a table, got ", num_slots,

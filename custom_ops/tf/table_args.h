@@ -22,9 +22,8 @@ namespace slipstream {
       .Input("policy_states: num_policies * resource")
 #define SLIPSTREAM_POOL_ATTRS       \
   Attr("num_policies: int >= 0")    \
-      .Attr("policy_tables: list(int)")  \
-      .Attr("policy_fields: list(string)") \
-      .Attr("policies: tensor")
+      .Attr("policy_tables: list(int)") \
+      .Attr("policies: list(string)")
 // Tables with all that goes with them, and what a step applies to them.
 #define SLIPSTREAM_TABLE_INPUTS                     \
   Input("tables: N * resource")                     \
@@ -43,7 +42,7 @@ namespace slipstream {
       .Attr("num_last_steps: int >= 0")       \
       .SLIPSTREAM_POOL_ATTRS                  \
       .Attr("rule: string")                   \
-      .Attr("hyperparameters: tensor")        \
+      .Attr("hyperparameters: string")        \
       .Attr("weight_decays: list(float)")     \
       .Attr("table_names: list(string)")      \
       .Attr("rounding_seeds: list(int)")
@@ -59,9 +58,9 @@ step: The number of this step, 1 in the first.
 tail_rates: [2], the learning rates that the momentum of the step before and of this one will meet.
 tails: [num_tails] of Adam, see update_rules.h; empty for others.
 policy_tables: The tables that have a policy.
-policy_fields, policies: Names, and float64 [num_policies, num_fields].
+policies: Of each of these, "NAME=NUMBER NAME=NUMBER ...", see schema.h.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
-hyperparameters: float64 [num_hyperparameters], in the rule's order.
+hyperparameters: Numbers with spaces between them, in the rule's order.
 weight_decays: Of each table: row -= row * weight_decay * learning_rate in every step.
 rounding_seeds: Of each table; for the stochastic rounding of those in bfloat16.
 )doc";

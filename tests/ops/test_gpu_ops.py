@@ -17,14 +17,15 @@ import tensorflow as tf
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES
 from tests.ops.test_int_types import with_uint32
-from tf_slipstream.ops import _library
-from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
+from tf_slipstream.ops import StepSettings, _library
+from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles: there is no g++")
 
 SOURCES = pathlib.Path(__file__).parents[2] / "custom_ops"
 FILES = (
+    "kernels/huge_pages.cc",
     "kernels/live_rows.cc",
     "kernels/live_rows.cu",
     "kernels/staleness.cc",
@@ -39,6 +40,8 @@ TENSORFLOW_FILES = (
     "tf/gpu_context.cc",
     "tf/kernel_context.cc",
     "tf/live_slices_gpu_op.cc",
+    "tf/settle_rows_gpu_op.cc",
+    "tf/table_args.cc",
     "tf/table_variables.cc",
 )
 LABEL = "emulated"
@@ -68,7 +71,8 @@ def gpu_kernels(tmp_path_factory):
 
     @contextlib.contextmanager
     def use():
-        labels = {"Slipstream>ApplyRows": LABEL, "Slipstream>LiveSlices": LABEL}
+        ops = ("ApplyRows", "LiveSlices", "SettleRows")
+        labels = {f"Slipstream>{name}": LABEL for name in ops}
         with tf.compat.v1.get_default_graph()._kernel_label_map(labels):
             yield
 
@@ -109,7 +113,7 @@ def stepper(rule, states, context, num_lookups=None):
     def step_once(step, slices):
         with context():
             scales = [tf.constant(scale) for scale in (1.0, 0.5, 2.0)]
-            settings = StepSettings(step, tf.constant(0.25), 0.75)
+            settings = StepSettings(step, tf.constant(0.25), clip_value=0.75)
             apply_rows(rule, states, slices, settings, scales, [0.0, 0.125, 0.0], num_lookups)
 
     return step_once

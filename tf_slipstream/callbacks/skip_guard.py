@@ -4,12 +4,10 @@ import math
 import re
 import warnings
 
-import tensorflow as tf
-
 from tf_slipstream import _keras
 from tf_slipstream.callbacks.batch_losses import BatchLosses
 from tf_slipstream.callbacks.loss_watch import LossWatch
-from tf_slipstream.optimizer import find_slipstream_optimizer
+from tf_slipstream.model_tables import tables_of
 
 MODES = ("auto", "min", "max")
 
@@ -62,8 +60,8 @@ class SkipGuard(_keras.keras.callbacks.Callback):
         best: Best value of the metric so far, None before the first.
 
     Raises:
-        ValueError: For a value outside its range; when training begins, if the model's optimizer is
-            no `SlipstreamOptimizer`; and at the first value of a metric whose direction is not
+        ValueError: For a value outside its range; when training begins, if no `SlipstreamOptimizer`
+            trains the model's tables; and at the first value of a metric whose direction is not
             known.
 
     Example:
@@ -115,7 +113,7 @@ class SkipGuard(_keras.keras.callbacks.Callback):
         self._supports_tf_logs = True
 
     def on_train_begin(self, logs=None):
-        self._optimizer = find_slipstream_optimizer(self.model, "SkipGuard")
+        tables_of(self.model, "SkipGuard")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -169,20 +167,23 @@ class SkipGuard(_keras.keras.callbacks.Callback):
         return sign * (self.best - value)
 
     def _decide(self, action, reason, value, reference):
-        before = strictness = self._optimizer.strictness
+        trained = tables_of(self.model, "SkipGuard")
+        before = strictness = min((tables.strictness for tables in trained), default=1.0)
         if action == "tighten":
-            self._optimizer.wake_all()
+            for tables in trained:
+                tables.settle(wake=True)
             # A strictness that a user set below the floor is not raised to it.
             strictness = min(before, max(self.min_strictness, before * self.tighten))
         elif action == "loosen":
             strictness = min(1.0, before * self.loosen)
             action = "loosen" if strictness > before else "keep"
         if strictness != before:
-            self._optimizer.set_strictness(strictness)
+            for tables in trained:
+                tables.strictness = strictness
         self.history.append(
             {
                 "epoch": self._epoch,
-                "step": int(tf.convert_to_tensor(self._optimizer.iterations)),
+                "step": max((tables.num_steps for tables in trained), default=0),
                 "action": action,
                 "reason": reason,
                 "value": value,

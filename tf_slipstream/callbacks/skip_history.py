@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import tensorflow as tf
-
 from tf_slipstream import _keras
-from tf_slipstream.optimizer import find_slipstream_optimizer
+from tf_slipstream.model_tables import tables_of
 
 
 class SkipHistory(_keras.keras.callbacks.Callback):
@@ -22,8 +20,8 @@ class SkipHistory(_keras.keras.callbacks.Callback):
         history: Dict from a table's name to its list of records.
 
     Raises:
-        ValueError: If `every` is no integer of at least 1; and when training begins, if the model's
-            optimizer is no `SlipstreamOptimizer`.
+        ValueError: If `every` is no integer of at least 1; and when training begins, if no
+            `SlipstreamOptimizer` trains the model's tables.
 
     Example:
 
@@ -47,7 +45,7 @@ class SkipHistory(_keras.keras.callbacks.Callback):
         self._supports_tf_logs = True
 
     def on_train_begin(self, logs=None):
-        self._optimizer = find_slipstream_optimizer(self.model, "SkipHistory")
+        tables_of(self.model, "SkipHistory")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._num_seen = 0
@@ -64,8 +62,9 @@ class SkipHistory(_keras.keras.callbacks.Callback):
         self._record()
 
     def _record(self):
-        step = int(tf.convert_to_tensor(self._optimizer.iterations))
-        for name, stats in self._optimizer.skip_stats().items():
-            records = self.history.setdefault(name, [])
-            if not records or records[-1]["step"] != step:
-                records.append({"step": step, **dataclasses.asdict(stats)})
+        for tables in tables_of(self.model, "SkipHistory"):
+            step = tables.num_steps
+            for name, stats in tables.stats().items():
+                records = self.history.setdefault(name, [])
+                if not records or records[-1]["step"] != step:
+                    records.append({"step": step, **dataclasses.asdict(stats)})

@@ -1,4 +1,4 @@
-"""Click logs to train on, files of Criteo's and a synthetic one, and what leaves examples out.
+"""Click logs to train on: files of Criteo's, and a synthetic one.
 
 Belongs here: what makes or changes datasets of batches; not models or steps.
 To add a log: subclass `ClickLog`, implement `_blocks`, and list the public name in `__all__`.
@@ -6,7 +6,6 @@ To add a log: subclass `ClickLog`, implement `_blocks`, and list the public name
 
 from tf_slipstream.data.click_log import ClickLog
 from tf_slipstream.data.criteo import open_click_log
-from tf_slipstream.data.drop_stale_inputs import drop_stale_inputs
 from tf_slipstream.data.synthetic import (
     CRITEO_KAGGLE_CARDINALITIES,
     SyntheticClickLog,
@@ -18,6 +17,5 @@ __all__ = [
     "ClickLog",
     "SyntheticClickLog",
     "criteo_cardinalities",
-    "drop_stale_inputs",
     "open_click_log",
 ]

@@ -1,12 +1,10 @@
-"""Training on several devices and machines, on the engines that TensorFlow has for it.
+"""Training on several machines, for users: loops that Keras lacks, checkpoints of a cluster.
 
-What a strategy needs beyond the optimizer belongs here: what travels between replicas and when,
-tables on parameter servers, and loops that Keras lacks. No arithmetic on rows, which is for `ops`.
-To add a strategy: a module here, its place in `optimizer`, its processes or devices in
-`tests/distribute`, and a page in `docs`.
+What a step sends and holds is in `engine`. To add a loop: a module here, its name below, and its
+processes in `tests/distribute`.
 """
 
-from tf_slipstream.distribute.parameter_server import CacheStats, WorkerCache
 from tf_slipstream.distribute.trainer import ParameterServerTrainer
+from tf_slipstream.engine.server_table import CacheStats, WorkerCache
 
 __all__ = ["CacheStats", "ParameterServerTrainer", "WorkerCache"]

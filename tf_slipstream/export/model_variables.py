@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from tf_slipstream import _keras
-from tf_slipstream.embedding import wake_rows_of
+from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream.engine import registry
 from tf_slipstream.export.version_record import Tensor
 
 # The attribute of the saved object that lists the variables.
@@ -20,8 +20,7 @@ def model_variables(model):
     What an optimizer holds for them is applied first.
     """
     variables = {id(variable): variable for variable in map(_keras.tf_variable, model.variables)}
-    for variable in variables.values():
-        wake_rows_of(variable)
+    _keras_hooks.settle(variables.values())
     return {
         f"{ATTRIBUTE}/{number}/.ATTRIBUTES/VARIABLE_VALUE": variable
         for number, variable in enumerate(variables.values())
@@ -49,7 +48,7 @@ def describe(variables, tables=()):
 
 def _name_of(variable):
     # A table that was built before its model has a name without the layer's in tf_keras.
-    spec = getattr(variable, "_slipstream_table", None)
+    spec = registry.table_spec(variable)
     return variable.name.removesuffix(":0") if spec is None else f"{spec.name}/embeddings"
 
 

@@ -62,26 +62,35 @@ def save_delta(model, base_version, path, *, version=None, tracker=None):
     variables = model_variables.model_variables(model)
     tables = [] if tracker is None else tracker.tables.values()
     tensors = model_variables.describe(variables, tables)
-    if isinstance(base_version, (int, np.integer)):
-        base, changed = _from_tracker(tracker, int(base_version), variables, tensors)
+    by_number = isinstance(base_version, (int, np.integer))
+    if by_number:
+        base = _marked(tracker, int(base_version), tensors)
+        base_id = VersionId(f"{base.id:016x}", base.version)
     else:
-        base, changed = _from_folder(base_version, variables, tensors)
+        base = PublishedVersion(base_version)
+        _check_same_model(str(base_version), base.record.tensors, tensors)
+        base_id = VersionId(base.record.id, base.record.version)
+    if version is None:
+        version = 1 + max([base_id.version, *([] if tracker is None else tracker.versions)])
+    with publication(tracker, version, variables, tensors) as (version_id, mark):
+        if by_number:
+            changed = _since_mark(tracker, base, mark, variables, tensors)
+        else:
+            changed = _since_folder(base, base_version, variables, tensors)
+        changes = ((tensor, *changed[tensor.key]) for tensor in tensors)
+        with write_delta(path, base_id, VersionId(version_id, version), changes) as written:
+            pass
+    if not by_number:
         for tensor in tensors:
             # So that later deltas see what was not seen when it changed.
             if tensor.table is not None:
                 tracker.mark_rows(tensor.table, changed[tensor.key][0])
-    if version is None:
-        version = 1 + max([base.version, *([] if tracker is None else tracker.versions)])
-    changes = ((tensor, *changed[tensor.key]) for tensor in tensors)
-    with publication(tracker, version, variables, tensors) as version_id:
-        with write_delta(path, base, VersionId(version_id, version), changes) as written:
-            pass
     num_rows = {one.tensor.name: one.num_rows for one in written if one.change == ROWS}
     return SavedDelta(str(path), base.version, version, num_rows, os.path.getsize(path))
 
 
-def _from_tracker(tracker, version, variables, tensors):
-    """Returns the base's `VersionId`, and by key what changed, as the tracker knows it."""
+def _marked(tracker, version, tensors):
+    """Returns the `Mark` of a base."""
     if tracker is None:
         raise ExportError(
             f"what changed since version {version} is not known: make a DeltaTracker before "
@@ -89,24 +98,27 @@ def _from_tracker(tracker, version, variables, tensors):
         )
     mark = tracker.mark_of(version)
     _check_same_model(f"version {version}", mark.tensors, tensors)
-    rows = tracker.changed_rows(version)
+    return mark
+
+
+def _since_mark(tracker, base, mark, variables, tensors):
+    """Returns by key what changed from a mark to another, as the tracker knows it."""
+    rows = tracker.rows_between(base, mark)
     changed = {}
     for tensor in tensors:
         variable = variables[tensor.key]
         if tensor.table is not None:
             ids = rows[tensor.table]
             changed[tensor.key] = (ids, model_variables.rows_of(variable, ids))
-        elif mark.digests[tensor.key] == model_variables.digest_of(variable):
+        elif base.digests[tensor.key] == model_variables.digest_of(variable):
             changed[tensor.key] = (None, None)
         else:
             changed[tensor.key] = (None, _whole(variable, tensor))
-    return VersionId(f"{mark.id:016x}", mark.version), changed
+    return changed
 
 
-def _from_folder(folder, variables, tensors):
-    """Returns the base's `VersionId`, and by key what changed, comparing every value."""
-    base = PublishedVersion(folder)
-    _check_same_model(str(folder), base.record.tensors, tensors)
+def _since_folder(base, folder, variables, tensors):
+    """Returns by key what changed since a `PublishedVersion`, comparing every value."""
     changed = {}
     for tensor in tensors:
         variable, old = variables[tensor.key], base.index.bytes_of(tensor.key)
@@ -121,7 +133,7 @@ def _from_folder(folder, variables, tensors):
                 continue
         is_same = np.array_equal(model_variables.value_of(variable), old)
         changed[tensor.key] = (None, None if is_same else _whole(variable, tensor))
-    return VersionId(base.record.id, base.record.version), changed
+    return changed
 
 
 def _differing_rows(variable, old):

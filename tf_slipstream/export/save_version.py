@@ -73,7 +73,7 @@ def save_version(
     tensors = model_variables.describe(variables, tables)
     served = _served(model, variables)
     signatures = signatures_of(model, inputs, examples)
-    with publication(tracker, version, variables, tensors) as version_id:
+    with publication(tracker, version, variables, tensors) as (version_id, _):
         with atomic.new_folder(path) as folder:
             tf.saved_model.save(served, str(folder), signatures=signatures)
             check_stock_ops(folder, allow_ops)
@@ -85,9 +85,9 @@ def save_version(
 
 @contextlib.contextmanager
 def publication(tracker, version, variables, tensors):
-    """Gives the new version's id; marks the version when the block ends well."""
+    """Gives the new version's id and its mark, which is taken back unless the block ends well."""
     if tracker is None:
-        yield f"{secrets.randbits(64):016x}"
+        yield f"{secrets.randbits(64):016x}", None
         return
     digests = {
         tensor.key: model_variables.digest_of(variables[tensor.key])
@@ -95,7 +95,7 @@ def publication(tracker, version, variables, tensors):
         if tensor.table is None
     }
     with tracker.publication(version, tensors, digests) as mark:
-        yield f"{mark.id:016x}"
+        yield f"{mark.id:016x}", mark
 
 
 def number_of(path):

@@ -4,16 +4,66 @@ import contextlib
 import secrets
 
 import numpy as np
+import tensorflow as tf
 
 from tf_slipstream.export.errors import ExportError
 from tf_slipstream.export.marks import Mark, MarkStore, pack_bitmap
-from tf_slipstream.optimizer import find_slipstream_optimizer
-
-# The place in a table's counters where the id of the mark is kept.
-_MARK_COUNTER = 7
+from tf_slipstream.model_tables import optimizers_of, tables_of
+from tf_slipstream.state.table import bits_as, counters_of, set_counter
 
 # Where an optimizer has its tracker.
 _ATTRIBUTE = "_delta_tracker"
+
+
+class TrackedTable:
+    """A table, with the bits of every optimizer that trains it.
+
+    Args:
+        name: The table's name.
+        states: Its `TableState` in each of these optimizers.
+    """
+
+    def __init__(self, name, states):
+        self.name, self.states = name, states
+
+    @property
+    def table(self):
+        """The `tf.Variable`."""
+        return self.states[0].table
+
+    @property
+    def num_rows(self):
+        return self.states[0].num_rows
+
+    def mark_id(self):
+        """Returns the id of the mark that bits count from, 0 where there was none; None: unknown.
+
+        An optimizer that came later has no mark, but bits of all that it did.
+        """
+        ids = {counters["publication"] for counters in counters_of(self.states)} - {0}
+        return None if len(ids) > 1 else max(ids, default=0)
+
+    def set_mark_id(self, mark_id):
+        for state in self.states:
+            set_counter(state, "publication", mark_id)
+
+    def read(self):
+        """Returns the words of each optimizer's bits, int32."""
+        return [_words(state) for state in self.states]
+
+    def clear(self, words):
+        """Clears bits that were read, and no other, whatever trains meanwhile."""
+        for state, read in zip(self.states, words, strict=True):
+            if state.changed_rows.dtype == tf.int32:
+                # All of them are set, so that nothing is borrowed.
+                state.changed_rows.assign_sub(read)
+            else:
+                _assign_words(state, _words(state) & ~read)
+
+    def add(self, words):
+        """Sets bits."""
+        state = self.states[0]
+        _assign_words(state, _words(state) | words)
 
 
 class DeltaTracker:
@@ -27,14 +77,14 @@ class DeltaTracker:
     checkpoint as well: the mark that bits count from is part of the optimizer's state, so save and
     restore model and optimizer together, in any way (`tf.train.Checkpoint`, `model.save`), and make
     the tracker on the same `directory` again. It may then hold rows that were written and have
-    their old value again; never too few.
+    their old value again; never too few. Training may go on in another thread meanwhile.
 
     Only training steps are seen. After other changes (`set_weights`, `load_weights`, `assign`) call
     `mark_rows` or `mark_all`, or give `save_delta` the folder of its base: it then compares every
     row.
 
     Args:
-        model: A compiled model whose optimizer is a `SlipstreamOptimizer`, or that optimizer.
+        model: A model whose tables a `SlipstreamOptimizer` trains, or several; or that optimizer.
         directory: Folder that keeps the marks, a small file for each, so that a later process can
             go on. None: this process only.
 
@@ -54,10 +104,11 @@ class DeltaTracker:
     """
 
     def __init__(self, model, directory=None):
-        self._optimizer = find_slipstream_optimizer(model, "DeltaTracker")
+        tables_of(model, "DeltaTracker")
         self._model = model
         self._store = MarkStore(directory)
-        setattr(self._optimizer, _ATTRIBUTE, self)
+        for optimizer in optimizers_of(model):
+            setattr(optimizer, _ATTRIBUTE, self)
 
     @property
     def versions(self):
@@ -66,11 +117,12 @@ class DeltaTracker:
 
     @property
     def tables(self):
-        """The tables that are tracked: dict from name to the optimizer's `TableState`."""
-        variables = getattr(self._model, "trainable_variables", None)
-        if not self._optimizer.tables and variables:
-            self._optimizer.build(variables)
-        return self._optimizer.tables
+        """The tables that are tracked: dict from name to `TrackedTable`."""
+        states = {}
+        for trained in tables_of(self._model, "DeltaTracker"):
+            for state in trained.states:
+                states.setdefault(id(state.table), []).append(state)
+        return {group[0].name: TrackedTable(group[0].name, group) for group in states.values()}
 
     def mark_of(self, version):
         """Returns the `Mark` of a version.
@@ -101,7 +153,35 @@ class DeltaTracker:
                 this tracker does not have.
         """
         mark = self.mark_of(version)
-        return {name: self._changed_since(mark, state) for name, state in self.tables.items()}
+        changed = {}
+        for name, table in self.tables.items():
+            bits = self._bits_between(mark, table.mark_id(), table)
+            for words in table.read():
+                bits = bits | _as_bytes(words)
+            changed[name] = _rows_of_bits(bits, table.num_rows)
+        return changed
+
+    def rows_between(self, base, mark):
+        """Returns the rows that may differ between two marks, as `changed_rows` does."""
+        return {
+            name: _rows_of_bits(self._bits_between(base, mark.id, table), table.num_rows)
+            for name, table in self.tables.items()
+        }
+
+    def _bits_between(self, base, mark_id, table):
+        known = None
+        if mark_id is not None:
+            known = self._store.changed_between(table.name, mark_id, base.id)
+        if known is None:
+            raise ExportError(
+                f"table '{table.name}' was trained from a state that this tracker has no mark of, "
+                f"so what changed since version {base.version} is not known: give the folder of "
+                "the base instead of its number, or publish a full version"
+            )
+        bits = np.zeros(4 * -(-table.num_rows // 32), np.uint8)
+        for bitmap in known:
+            bits = bits | bitmap
+        return bits
 
     def mark_all(self, table=None):
         """Notes that every row may have changed.
@@ -111,9 +191,9 @@ class DeltaTracker:
         """
         if table is not None:
             self._check_table(table)
-        for name, state in self.tables.items():
+        for name, tracked in self.tables.items():
             if table in (None, name):
-                _assign_words(state, np.full(state.changed_rows.shape, -1, np.int32))
+                tracked.add(np.int32(-1))
 
     def mark_rows(self, table, ids):
         """Notes that some rows may have changed.
@@ -123,16 +203,15 @@ class DeltaTracker:
             ids: Integers `[num_ids]`, the rows; may repeat.
         """
         self._check_table(table)
-        state, ids = self.tables[table], np.asarray(ids, np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < state.num_rows:
+        tracked, ids = self.tables[table], np.asarray(ids, np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < tracked.num_rows:
             raise ValueError(
-                f"`ids` of table '{table}' must be in [0, {state.num_rows}), got {ids.min()} to "
+                f"`ids` of table '{table}' must be in [0, {tracked.num_rows}), got {ids.min()} to "
                 f"{ids.max()}."
             )
-        bits = np.zeros(state.num_rows, bool)
+        bits = np.zeros(tracked.num_rows, bool)
         bits[ids] = True
-        words = state.changed_rows.numpy().view(np.int32)
-        _assign_words(state, words | _as_words(bits))
+        tracked.add(_as_words(bits))
 
     def _check_table(self, table):
         if table not in self.tables:
@@ -142,56 +221,50 @@ class DeltaTracker:
     def publication(self, version, tensors, digests):
         """Puts a mark around the publication of a version; gives the mark.
 
-        The mark is on the disk before the version appears, and the bits are cleared after: whatever
-        fails in between, no change is lost.
+        The mark is on the disk before the bits are cleared, and these are cleared before any value
+        is read: whatever fails in between, and whatever trains meanwhile, no change is lost.
         """
         tables = self.tables
+        read = {name: table.read() for name, table in tables.items()}
+        parents = {name: table.mark_id() for name, table in tables.items()}
         mark = Mark(
             id=1 + secrets.randbelow((1 << 63) - 1),
             version=version,
             sequence=self._store.next_sequence,
             tensors=tensors,
             digests=digests,
-            parents={name: _mark_id(state) for name, state in tables.items()},
-            bitmaps={name: pack_bitmap(s.changed_rows.numpy()) for name, s in tables.items()},
+            # Of an unknown one nothing is known here either.
+            parents={name: parent or 0 for name, parent in parents.items()},
+            bitmaps={
+                name: pack_bitmap(np.bitwise_or.reduce(words)) for name, words in read.items()
+            },
         )
         self._store.add(mark)
         try:
+            for name, table in tables.items():
+                table.clear(read[name])
+                table.set_mark_id(mark.id)
             yield mark
         except BaseException:
+            for name, table in tables.items():
+                table.add(np.bitwise_or.reduce(read[name]))
+                table.set_mark_id(parents[name] or 0)
             self._store.discard(mark)
             raise
-        for state in tables.values():
-            # In this order: bits that are attributed to two marks do no harm, lost ones would.
-            counters = state.counters.numpy()
-            counters[_MARK_COUNTER] = mark.id
-            state.counters.assign(counters)
-            _assign_words(state, np.zeros(state.changed_rows.shape, np.int32))
-
-    def _changed_since(self, mark, state):
-        known = self._store.changed_between(state.name, _mark_id(state), mark.id)
-        if known is None:
-            raise ExportError(
-                f"table '{state.name}' was trained from a state that this tracker has no mark of, "
-                f"so what changed since version {mark.version} is not known: give the folder of "
-                "the base instead of its number, or publish a full version"
-            )
-        bits = state.changed_rows.numpy().astype("<i4").view(np.uint8)
-        for bitmap in known:
-            bits = bits | bitmap
-        return _rows_of_bits(bits, state.num_rows)
 
 
 def tracker_of(model):
     """Returns the tracker of a model or optimizer; None where there is none."""
-    try:
-        return getattr(find_slipstream_optimizer(model, "DeltaTracker"), _ATTRIBUTE, None)
-    except ValueError:
-        return None
+    trackers = (getattr(one, _ATTRIBUTE, None) for one in optimizers_of(model))
+    return next((tracker for tracker in trackers if tracker is not None), None)
 
 
-def _mark_id(state):
-    return int(state.counters.numpy()[_MARK_COUNTER])
+def _words(state):
+    return bits_as(tf.convert_to_tensor(state.changed_rows), tf.int32).numpy()
+
+
+def _as_bytes(words):
+    return words.astype("<i4").view(np.uint8)
 
 
 def _rows_of_bits(bits, num_rows):

@@ -6,5 +6,6 @@ native library. To add one: its OpKernel in `custom_ops/tf`, its function here, 
 """
 
 from tf_slipstream.ops._library import build_info
+from tf_slipstream.ops._tables import StepSettings
 
-__all__ = ["build_info"]
+__all__ = ["StepSettings", "build_info"]

@@ -4,10 +4,13 @@ import contextlib
 import ctypes
 import functools
 import importlib.resources
+import itertools
 import os
 import warnings
 
 import tensorflow as tf
+
+from tf_slipstream.state import schema
 
 _enabled = os.environ.get("TF_SLIPSTREAM_NATIVE", "1") not in ("0", "false", "False")
 
@@ -27,6 +30,22 @@ def native_ops(device=""):
     if not _enabled or (is_gpu(device) and not _built_for()[1]):
         return None
     return _load()
+
+
+def needed_native_ops():
+    """Returns the native ops, for what has no fallback.
+
+    Raises:
+        RuntimeError: If there are none here.
+    """
+    native = native_ops()
+    if native is None:
+        raise RuntimeError(
+            "Training on parameter servers needs tf_slipstream's native ops, which are safe when "
+            "workers update a row at once, and they are not built for this TensorFlow "
+            f"({tf.__version__}). Install tf_slipstream with a C++ compiler at hand."
+        )
+    return native
 
 
 def build_info():
@@ -99,10 +118,18 @@ def _load():
         _warn(f"has no native ops for TensorFlow {version} (built for: {found})")
         return None
     try:
-        return tf.load_op_library(_path())
+        ops = tf.load_op_library(_path())
     except (tf.errors.NotFoundError, OSError) as error:
         _warn(f"could not load its native ops: {error}")
         return None
+    theirs = _said_by("SlipstreamSchema")
+    if theirs != schema.text():
+        _warn(
+            f"was built from other sources than are installed ({_first_difference(theirs)}), and "
+            "its native ops are not used"
+        )
+        return None
+    return ops
 
 
 def _path():
@@ -115,10 +142,21 @@ def _built_for():
     """Returns the TensorFlow version that the library was built for and its CUDA architectures."""
     if _load() is None:
         return None, []
-    describe = ctypes.CDLL(_path()).SlipstreamBuildInfo
-    describe.restype = ctypes.c_char_p
-    version, *archs = describe().decode().replace(",", " ").split()
+    version, *archs = _said_by("SlipstreamBuildInfo").replace(",", " ").split()
     return version, archs
+
+
+def _said_by(function):
+    """Returns the text that a function of the library says."""
+    describe = getattr(ctypes.CDLL(_path()), function)
+    describe.restype = ctypes.c_char_p
+    return describe().decode()
+
+
+def _first_difference(theirs):
+    pairs = itertools.zip_longest(theirs.splitlines(), schema.text().splitlines())
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return f"'{one}' where '{other}' was expected"
 
 
 def _warn(what):

@@ -8,9 +8,14 @@ import collections
 
 import tensorflow as tf
 
-from tf_slipstream.ops import _library, staleness
-from tf_slipstream.ops.live_slices import find_rows, policy_handles
-from tf_slipstream.ops.table_state import gather_int32
+from tf_slipstream.ops import _library
+from tf_slipstream.ops._tables import pool_arguments
+from tf_slipstream.ops.live_slices import find_rows
+from tf_slipstream.state import schema
+from tf_slipstream.state.table import gather_int32
+
+# A change of the learning rate by more than this wakes rows: `BeginStep` of staleness.h.
+_RATE_CHANGE = 1.25
 
 # Of one table: `sent`, `tf.IndexedSlices`, the rows whose gradients travel, with what was held of
 # them here; `stale_ids`, the other rows looked up; `deferred`, `tf.IndexedSlices` from entries of
@@ -36,17 +41,16 @@ def replica_rows(states, slices, settings):
     Raises:
         tf.errors.InvalidArgumentError: As `apply_rows`.
     """
-    woken_at = [None if state.policy is None else _begin(state, settings)[0] for state in states]
-    # This op has no kernel for a GPU.
+    # The native op has no kernel for a GPU. There every row travels, and each replica's pool holds
+    # the gradients of those that sleep.
     native = None if _library.is_gpu(states[0].table.device) else _library.native_ops()
     if native is None:
-        found = find_rows(states, slices, settings.step, woken_at)
-        return [_split(state, one) for state, one in zip(states, found)]
+        return [_all_rows(state, one) for state, one in zip(states, find_rows(states, slices))]
     holding = [i for i, state in enumerate(states) if state.local_held is not None]
     found = native.slipstream_replica_rows(
-        **policy_handles(states),
+        **pool_arguments(states),
         local_held=[states[i].local_held.handle for i in holding],
-        woken_at=[tf.cast(one, tf.int64) for one in woken_at if one is not None],
+        woken_at=[_begin(state, settings)[0] for state in states if state.policy is not None],
         indices=[one.indices for one in slices],
         grads=[one.values for one in slices],
         step=settings.step,
@@ -90,10 +94,21 @@ def hold(state, rows, live_ids, settings):
     )
     _clear(state, rows.released)
     entries = tf.cond(
-        _begin(state, settings)[2],
+        _begin(state, settings)[1],
         lambda: tf.range(state.pool_ints.shape[0]),
         lambda: _entries_with_held(state, live_ids),
     )
+    return take_held(state, entries)
+
+
+def take_held(state, entries=None):
+    """Takes what a replica holds of entries int32 `[num]`, distinct; None: of all.
+
+    Returns:
+        As `hold`.
+    """
+    if entries is None:
+        entries = tf.range(state.pool_ints.shape[0])
     held = _gather(state, entries)
     has_held = tf.reduce_any(held != 0, axis=1)
     entries, held = tf.boolean_mask(entries, has_held), tf.boolean_mask(held, has_held)
@@ -109,26 +124,27 @@ def add_held(state, entries, held):
 
 
 def _begin(state, settings):
-    return staleness.begin_step(state, settings.step, settings.learning_rate, settings.wake_all)
+    """Returns `woken_at` of this step, int64, and whether it is a refresh: as `BeginStep`."""
+    columns = [schema.POLICY_STATE.index(name) for name in ("woken_at", "learning_rate")]
+    woken_at, before = tf.unstack(tf.gather(state.policy_state, columns))
+    rate = tf.cast(settings.learning_rate, tf.float64)
+    changed = (rate > _RATE_CHANGE * before) | (rate * _RATE_CHANGE < before)
+    every = state.policy.refresh_every
+    is_refresh = (settings.step % every == 0) if every else tf.constant(False)
+    woken_at = tf.cast(woken_at, tf.int64)
+    wakes = is_refresh | (changed & (before != 0)) | (woken_at > settings.step)
+    return tf.where(wakes, settings.step, woken_at), is_refresh
 
 
-def _split(state, found):
+def _all_rows(state, found):
     no_entries = tf.zeros([0], tf.int32)
-    deferred = tf.IndexedSlices(tf.zeros([0, state.table.shape[1]]), no_entries)
-    rows = ReplicaRows(found.slices, found.skipped_ids, deferred, no_entries, found.counts[:3])
-    if state.local_held is None:
-        return rows
-    asleep, live = tf.where(found.is_deferred)[:, 0], tf.where(~found.is_deferred)[:, 0]
-    ids, grads = found.slices.indices, found.slices.values
-    deferred = tf.IndexedSlices(tf.gather(grads, asleep), -1 - tf.gather(found.row_states, asleep))
-    row_states, grads = tf.gather(found.row_states, live), tf.gather(grads, live)
-    places, released = _places_with_held(state, row_states)
-    grads = tf.tensor_scatter_nd_add(grads, places[:, tf.newaxis], _gather(state, released))
-    return rows._replace(
-        sent=tf.IndexedSlices(grads, tf.gather(ids, live), found.slices.dense_shape),
-        stale_ids=tf.concat([tf.gather(ids, asleep), found.skipped_ids], axis=0),
-        deferred=deferred,
-        released=released,
+    shape = tf.constant([state.num_rows, state.dim], tf.int64)
+    return ReplicaRows(
+        sent=tf.IndexedSlices(found.values, found.indices, shape),
+        stale_ids=tf.zeros([0], found.indices.dtype),
+        deferred=tf.IndexedSlices(tf.zeros([0, state.dim]), no_entries),
+        released=no_entries,
+        num_lookups=tf.stack([found.num_lookups, 0, 0]),
     )
 
 
@@ -142,7 +158,8 @@ def _places_with_held(state, row_states):
     """Returns which rows have held gradients, on any replica, and their entries, int32."""
     places = tf.where(row_states < 0)[:, 0]
     entries = -1 - tf.gather(row_states, places)
-    has_held = staleness.held_steps(state, entries) > 0
+    held_steps = tf.gather(state.pool_ints, entries)[:, schema.POOL_INTS.index("held_steps")]
+    has_held = held_steps > 0
     return tf.boolean_mask(places, has_held), tf.boolean_mask(entries, has_held)
 
 

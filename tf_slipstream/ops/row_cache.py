@@ -9,8 +9,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_slipstream.ops import _library
-from tf_slipstream.ops.live_slices import policy_handles
+from tf_slipstream.ops._library import needed_native_ops
+from tf_slipstream.ops._tables import NO_POOLS, pool_arguments
 
 # What a worker found in a batch: `parts`, joined the rows of its distinct ids; `inverse` int32,
 # each lookup's place among them; `num_lookups` int32 `[num_ids]`; `order` int32 `[num_ids]`, the
@@ -20,7 +20,7 @@ FoundRows = collections.namedtuple(
 )
 
 # Of a shard: local `ids` int32, `grads`, `batches` int32 `[num_ids, 2]` and `counts` int64 `[11]`,
-# as `Slipstream>ApplyRows` takes them.
+# as `Slipstream>ApplyPushes` takes them.
 Push = collections.namedtuple("Push", ["ids", "grads", "batches", "counts"])
 
 
@@ -72,7 +72,7 @@ def pull_rows(cache, states, ids, step, wire_dtype="float32"):
     Returns:
         `FoundRows`.
     """
-    ops = native_ops()
+    ops = needed_native_ops()
     inverse, distinct, num_lookups, cached, pulls, order = ops.slipstream_row_cache_find(
         ids,
         step,
@@ -83,17 +83,14 @@ def pull_rows(cache, states, ids, step, wire_dtype="float32"):
     )
     rows, sleeps = [], []
     for state, pull in zip(states, pulls, strict=True):
-        handles = policy_handles([state])
-        num_policies = len(handles.pop("policy_tables"))
         # A read of nothing, and never run in a function: tapes then know that the table was read.
         tf.gather(state.table, tf.zeros([0], tf.int32))
         with tf.device(state.table.device):
             pulled = ops.slipstream_pull_rows(
                 state.table.handle,
-                **handles,
+                **pool_arguments([state]),
                 ids=pull,
                 step=step,
-                refresh_every=state.policy.refresh_every if num_policies else 0,
                 num_rows=state.num_rows,
                 dim=cache.dim,
                 table_name=state.name,
@@ -130,15 +127,11 @@ def sum_gradients(cache, ids, grads):
     Raises:
         tf.errors.InvalidArgumentError: For a sum that is NaN or infinite.
     """
-    (distinct,), (sums,) = native_ops().slipstream_live_slices(
-        row_states=[],
-        pool_ints=[],
-        pool_floats=[],
-        policy_states=[],
+    (distinct,), (sums,) = needed_native_ops().slipstream_live_slices(
+        **NO_POOLS,
         indices=[ids],
         grads=[grads],
         step=tf.zeros([], tf.int64),
-        policy_tables=[],
         table_names=[cache.table_name],
         num_rows=[cache.row_starts[-1]],
     )
@@ -159,7 +152,7 @@ def push_rows(cache, ids, grads, num_lookups, step, flush=False):
     Returns:
         A `Push` per shard.
     """
-    outputs = native_ops().slipstream_row_cache_push(
+    outputs = needed_native_ops().slipstream_row_cache_push(
         ids,
         grads,
         num_lookups,
@@ -171,19 +164,3 @@ def push_rows(cache, ids, grads, num_lookups, step, flush=False):
         **cache._attributes(),
     )
     return [Push(*parts) for parts in zip(*outputs, strict=True)]
-
-
-def native_ops():
-    """Returns the native ops.
-
-    Raises:
-        RuntimeError: If there are none here.
-    """
-    native = _library.native_ops()
-    if native is None:
-        raise RuntimeError(
-            "Training on parameter servers needs tf_slipstream's native ops, which are safe when "
-            "workers update a row at once, and they are not built for this TensorFlow "
-            f"({tf.__version__}). Install tf_slipstream with a C++ compiler at hand."
-        )
-    return native

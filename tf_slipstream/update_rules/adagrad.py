@@ -32,7 +32,8 @@ class Adagrad(UpdateRule):
     def slots(self):
         return (Slot("accumulator", self.initial_accumulator_value),)
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
+    def update(self, rows, slots, grads, settings, spends):
+        learning_rate = settings.learning_rate
         accumulator = slots[0] + tf.square(grads)
         rows -= learning_rate * grads / tf.sqrt(accumulator + self.epsilon)
         return rows, [accumulator]

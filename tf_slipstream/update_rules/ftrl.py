@@ -46,13 +46,14 @@ class Ftrl(UpdateRule):
     def slots(self):
         return (Slot("accumulator", self.initial_accumulator_value), Slot("linear"))
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
+    def update(self, rows, slots, grads, settings, spends):
+        learning_rate = settings.learning_rate
         accumulator, linear = slots
         new_accumulator = accumulator + tf.square(grads)
         new_power = self._power(new_accumulator)
         linear += (
             grads
-            + 2 * self.l2_shrinkage * tf.cast(batches, tf.float32) * rows
+            + 2 * self.l2_shrinkage * rows
             - (new_power - self._power(accumulator)) / learning_rate * rows
         )
         l2 = self.l2 + self.beta / (2 * learning_rate)

@@ -4,7 +4,13 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_slipstream.update_rules.update_rule import MomentumSteps, Slot, UpdateRule, decayed, power
+from tf_slipstream.update_rules.update_rule import (
+    PlainMomentum,
+    Slot,
+    UpdateRule,
+    power,
+    to_float,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,10 +18,8 @@ class RmsProp(UpdateRule):
     """`v = rho v + (1 - rho) grad^2; row -= learning_rate * grad / sqrt(v + epsilon)`.
 
     Tieleman & Hinton 2012. `centered` takes `v - a^2` for `v` under the root, with
-    `a = rho a + (1 - rho) grad`; with `momentum`, `b = momentum * b + increment; row -= b`.
-
-    A row that missed `k` steps first gets `v *= rho^k`, `a *= rho^k` and `b *= momentum^k`; it does
-    not move for those steps.
+    `a = rho a + (1 - rho) grad`; with `momentum`, `b = momentum * b + increment; row -= b`. In a step
+    without gradient `v`, `a` and `b` decay, and the row moves by `b`: it gets that at its touch.
     """
 
     rho: float
@@ -25,6 +29,7 @@ class RmsProp(UpdateRule):
 
     name = "rmsprop"
     has_moments = True
+    momentum_slots = ("momentum",)
 
     @classmethod
     def from_optimizer(cls, optimizer):
@@ -52,25 +57,37 @@ class RmsProp(UpdateRule):
             slots.append(Slot("momentum"))
         return tuple(slots)
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
-        velocity = decayed(slots[0], self.rho, missed)
-        k, kept = tf.cast(batches, tf.float32), power(self.rho, batches)
-        keep, take = tf.cast(kept, tf.float32), tf.cast(1 - kept, tf.float32)
-        mean = grads * (1 / k)
-        velocity = keep * velocity + take * (tf.square(grads) * (1 / k))
+    @property
+    def can_spend(self):
+        return self._steps.can_spend
+
+    @property
+    def moves_when_missed(self):
+        return self.momentum > 0
+
+    @property
+    def _steps(self):
+        return PlainMomentum(self.momentum)
+
+    def update(self, rows, slots, grads, settings, spends):
+        velocity = self.rho * slots[0] + (1 - self.rho) * tf.square(grads)
         new_slots = [velocity]
         denominator = velocity + self.epsilon
         if self.centered:
-            average = decayed(slots[1], self.rho, missed)
-            average = keep * average + take * mean
+            average = self.rho * slots[1] + (1 - self.rho) * grads
             new_slots.append(average)
             denominator = velocity - tf.square(average) + self.epsilon
-        increment = learning_rate * mean / tf.sqrt(denominator)
+        moved = settings.learning_rate * grads / tf.sqrt(denominator)
+        if self.momentum > 0:
+            moved = self.momentum * slots[-1] + moved
+            new_slots.append(moved)
+            moved += tf.where(spends, moved * self._steps.tail, 0.0)
+        return rows - moved, new_slots
+
+    def adjust(self, rows, slots, settings, touch):
+        decay = to_float(power(self.rho, touch.num_missed))
         if self.momentum == 0:
-            return rows - increment * k, new_slots
-        steps, b = (
-            MomentumSteps(self.momentum, batches),
-            decayed(slots[-1], self.momentum, missed),
-        )
-        new_slots.append(steps.power * b + steps.held * increment)
-        return rows - (steps.from_m * b + steps.from_i * increment), new_slots
+            return rows, [slot * decay for slot in slots]
+        moved, momentum_decay = self._steps.adjustment(touch)
+        averages = [slot * decay for slot in slots[:-1]]
+        return rows - slots[-1] * moved, [*averages, slots[-1] * momentum_decay]

@@ -34,7 +34,8 @@ class RowWiseAdagrad(UpdateRule):
     def slots(self):
         return (Slot("accumulator", self.initial_accumulator_value, per_row=True),)
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
+    def update(self, rows, slots, grads, settings, spends):
+        learning_rate = settings.learning_rate
         accumulator = slots[0] + tf.reduce_mean(tf.square(grads), axis=1, keepdims=True)
         rows -= learning_rate * grads / (tf.sqrt(accumulator) + self.epsilon)
         return rows, [accumulator]

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_slipstream.update_rules.update_rule import MomentumSteps, Slot, UpdateRule, decayed
+from tf_slipstream.update_rules.update_rule import PlainMomentum, Slot, UpdateRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +15,16 @@ class Sgd(UpdateRule):
     hyperparameters = ()
     slots = ()
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
-        return rows - grads * learning_rate, []
+    def update(self, rows, slots, grads, settings, spends):
+        return rows - grads * settings.learning_rate, []
 
 
 @dataclasses.dataclass(frozen=True)
 class Momentum(UpdateRule):
     """`m = momentum * m - learning_rate * grad; row += m`.
 
-    With `nesterov`, `row += momentum * m - learning_rate * grad` instead. A row that missed `k`
-    steps first gets `m *= momentum^k`; it does not move for those steps.
+    With `nesterov`, `row += momentum * m - learning_rate * grad` instead. In a step without gradient
+    the row moves by what its `m` has become; a row that misses steps gets all of that at its touch.
     """
 
     momentum: float
@@ -32,6 +32,8 @@ class Momentum(UpdateRule):
 
     name = "momentum"
     has_moments = True
+    momentum_slots = ("momentum",)
+    moves_when_missed = True
     slots = (Slot("momentum"),)
 
     @property
@@ -42,14 +44,22 @@ class Momentum(UpdateRule):
     def correlation(self):
         return self.momentum
 
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
-        m = decayed(slots[0], self.momentum, missed)
-        steps = MomentumSteps(self.momentum, batches)
-        increment = -(grads * (learning_rate / tf.cast(batches, tf.float32)))
-        moved = steps.from_m * m + steps.from_i * increment
-        if self.nesterov:
-            moved = moved * self.momentum - grads * learning_rate
-        return rows + moved, [steps.power * m + steps.held * increment]
+    @property
+    def can_spend(self):
+        return self._steps.can_spend
+
+    @property
+    def _steps(self):
+        return PlainMomentum(self.momentum, self.momentum if self.nesterov else 1.0)
+
+    def update(self, rows, slots, grads, settings, spends):
+        m = slots[0] * self.momentum - grads * settings.learning_rate
+        moved = m * self.momentum - grads * settings.learning_rate if self.nesterov else m
+        return rows + moved + tf.where(spends, m * self._steps.tail, 0.0), [m]
+
+    def adjust(self, rows, slots, settings, touch):
+        moved, decay = self._steps.adjustment(touch)
+        return rows + slots[0] * moved, [slots[0] * decay]
 
 
 def sgd_rule(optimizer):

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -25,21 +26,31 @@ class Slot:
 class UpdateRule(abc.ABC):
     """A rule to update rows from their summed gradients.
 
-    The equations are Keras's, so that a batch that touches every row gives what Keras's dense
-    update gives. A row that a step does not touch keeps its values and slots. Where a rule
-    `has_moments`, they are first decayed for the steps that the row missed when it is next touched,
-    as if the gradient of those steps had been zero.
+    The equations are Keras's: a row that is touched in every step gets, to the bit, what Keras's
+    dense update gives it. A row that a step does not touch keeps its values and slots. Where a rule
+    `has_moments`, a dense optimizer would go on moving such a row by its momentum; the row gets
+    that movement as well, at a touch: docs/rare_rows.md.
 
     Attributes:
         name: The rule's name in the native op.
         has_moments: Whether the rule needs to know the steps that a row missed.
+        momentum_slots: Names of the slots that move a row in steps without a gradient.
         correlation: Of a row's movement in one step with that in the step before, where gradients
-            are pure noise.
+            are pure noise and every step has one.
+        can_spend: Whether a row that misses steps gets the whole effect of its momentum at once.
+        moves_when_missed: Whether a dense optimizer moves a row in a step without gradient.
+        tails: float32 `[num_tails]`, as the native op has them; none but for Adam.
+        mean_delay: After how many steps, on average, momentum has its effect.
     """
 
     name: ClassVar[str]
     has_moments: ClassVar[bool] = False
+    momentum_slots: ClassVar[tuple] = ()
     correlation: ClassVar[float] = 0.0
+    can_spend: ClassVar[bool] = False
+    moves_when_missed: ClassVar[bool] = False
+    tails: ClassVar[np.ndarray] = np.zeros([0], np.float32)
+    mean_delay: ClassVar[float] = 0.0
 
     @property
     @abc.abstractmethod
@@ -52,30 +63,29 @@ class UpdateRule(abc.ABC):
         """Tuple of `Slot`s."""
 
     @abc.abstractmethod
-    def update(self, rows, slots, grads, learning_rate, step, missed, batches):
+    def update(self, rows, slots, grads, settings, spends):
         """Returns new rows and slots, on plain TensorFlow ops.
-
-        A row's gradient may be the sum over several batches, applied as docs/policy.md derives it;
-        with one it is the plain rule, operation for operation.
 
         Args:
             rows: float32 `[num_rows, dim]`, the distinct rows to update.
             slots: One tensor per slot: `[num_rows, dim]`, or `[num_rows, 1]`.
             grads: Like `rows`, their summed gradients.
-            learning_rate: float32 scalar.
-            step: int64 scalar, 1 in the first step; this and the rest may be None for rules that
-                do not use them, `row_wise_adagrad` say.
-            missed: int32 `[num_rows, 1]`, the steps missed; None unless `has_moments`.
-            batches: int32 `[num_rows, 1]`, how many batches each gradient is the sum of.
+            settings: `StepSettings`.
+            spends: bool `[num_rows, 1]`, which rows get the whole effect of their momentum now;
+                none unless `can_spend`.
 
         Returns:
             New `rows`, and a list like `slots`.
         """
 
+    def adjust(self, rows, slots, settings, touch):
+        """Returns rows and slots as they are in the step before this one.
 
-def decayed(moment, base, missed):
-    """Returns `moment * base^missed`, with `missed` as in `UpdateRule.update`."""
-    return moment * tf.cast(power(base, missed), moment.dtype)
+        Args:
+            rows, slots, settings: As in `update`.
+            touch: `Touch`, when the rows were last touched.
+        """
+        return rows, list(slots)
 
 
 def power(base, exponent):
@@ -83,16 +93,36 @@ def power(base, exponent):
     return tf.pow(tf.constant(base, tf.float64), tf.cast(exponent, tf.float64))
 
 
-class MomentumSteps:
-    """What `k` steps `m = base m + i` with a constant `i` make of `m`, and of its values' sum.
+def geometric_sum(base, base_power, num):
+    """Returns `base + base^2 + ... + base^num`, float64, given `base^num`."""
+    if base == 1:
+        return tf.cast(num, tf.float64)
+    return base * (1 - base_power) / (1 - base)
 
-    `m_k = power m + held i` and `sum = from_m m + from_i i`; each float32 `[num_rows, 1]`.
-    """
 
-    def __init__(self, base, k):
-        n, factor = tf.cast(k, tf.float64), power(base, k)
-        held = n if base == 1 else (1 - factor) / (1 - base)
-        from_m = base * held
-        from_i = n * (n + 1) / 2 if base == 1 else (n - from_m) / (1 - base)
-        values = (tf.cast(value, tf.float32) for value in (factor, held, from_m, from_i))
-        self.power, self.held, self.from_m, self.from_i = values
+def to_float(values):
+    return tf.cast(values, tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainMomentum:
+    """A moment `m` that moves a row by `factor m` in each step and decays by `base`."""
+
+    base: float
+    factor: float = 1.0
+
+    @property
+    def can_spend(self):
+        return 0 < self.base < 1
+
+    @property
+    def tail(self):
+        """What a unit of `m` moves the row by in all steps to come."""
+        return self.factor * self.base / (1 - self.base) if self.base < 1 else 0.0
+
+    def adjustment(self, touch):
+        """Returns what to move by per unit of the last touch's moment, and what that decays by."""
+        decay = power(self.base, touch.num_missed)
+        caught_up = self.factor * geometric_sum(self.base, decay, touch.num_missed)
+        moved = tf.where(touch.was_spent, -self.tail * decay, caught_up)
+        return to_float(moved), to_float(decay)

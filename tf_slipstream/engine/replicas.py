@@ -1,9 +1,54 @@
-"""The step of a table, over the replicas of a strategy: docs/distribution.md."""
+"""The step of tables over the replicas of a strategy: docs/distribution.md."""
 
 import tensorflow as tf
 
-from tf_slipstream.distribute.messages import all_gather
-from tf_slipstream.ops.replica_rows import add_held, hold, replica_rows
+from tf_slipstream.engine.grouping import groups
+from tf_slipstream.engine.messages import all_gather
+from tf_slipstream.ops.replica_rows import add_held, hold, replica_rows, take_held
+
+
+class Replicas:
+    """Tables that each of several replicas has a copy of. The methods are `OneDevice`'s.
+
+    Args:
+        strategy: The `tf.distribute.Strategy`.
+    """
+
+    def __init__(self, strategy):
+        self._strategy = strategy
+        self._functions = {}
+
+    def exchange(self, states, slices, settings, are_summed):
+        if num_replicas() == 1 or are_summed:
+            return slices, None
+        exchanged = {}
+        for group in groups(states, slices):
+            for state, *one in zip(group[0], *exchange_rows(*group, settings), strict=True):
+                exchanged[id(state)] = one
+        pairs = [exchanged[id(state)] for state in states]
+        return [one for one, _ in pairs], [num for _, num in pairs]
+
+    def sum_dense(self, dense, are_summed):
+        if num_replicas() == 1 or are_summed or not dense:
+            return dense, are_summed
+        grads, variables = zip(*dense)
+        context = tf.distribute.get_replica_context()
+        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads))
+        return list(zip(summed, variables)), True
+
+    def exchange_held(self, states):
+        holding = [state for state in states if state.local_held is not None]
+        if not holding or num_replicas() == 1:
+            return
+        parts = [part for state in holding for part in take_held(state)]
+        _add_held(holding, all_gather(parts))
+
+    def run(self, function):
+        # Traced once: a trace takes half a second and memory that is never given back.
+        key = getattr(function, "__func__", function)
+        if key not in self._functions:
+            self._functions[key] = tf.function(lambda: self._strategy.run(function))
+        self._functions[key]()
 
 
 def num_replicas():
@@ -49,11 +94,10 @@ def exchange_rows(states, slices, settings):
 def _concat(state, live_ids, stale_ids, grads):
     # The gradients of stale rows stay where they are; the update counts these rows, and adds 0.
     num_stale = sum(tf.size(ids) for ids in stale_ids)
-    dim = state.table.shape[1]
     return tf.IndexedSlices(
-        tf.concat([*grads, tf.zeros([num_stale, dim])], axis=0),
+        tf.concat([*grads, tf.zeros([num_stale, state.dim])], axis=0),
         tf.concat([*live_ids, *stale_ids], axis=0),
-        tf.constant([state.num_rows, dim], tf.int64),
+        tf.constant([state.num_rows, state.dim], tf.int64),
     )
 
 
@@ -64,7 +108,10 @@ def _exchange_held(states, rows, live_ids, settings):
     parts = []
     for i in holding:
         parts += hold(states[i], rows[i], tf.concat(live_ids[i], axis=0), settings)
-    received = all_gather(parts)
-    for place, i in enumerate(holding):
+    _add_held([states[i] for i in holding], all_gather(parts))
+
+
+def _add_held(states, received):
+    for place, state in enumerate(states):
         for entries, held in zip(*received[2 * place : 2 * place + 2], strict=True):
-            add_held(states[i], entries, held)
+            add_held(state, entries, held)

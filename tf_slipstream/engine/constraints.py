@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_slipstream import _keras
+from tf_slipstream.ops.set_rows import mark_all_changed, set_rows
 
 
 def constrain_rows(constraint, state, ids):
@@ -16,14 +17,24 @@ def constrain_rows(constraint, state, ids):
         state: The `TableState`; where the whole table is written, every row is marked as changed.
         ids: `[num_lookups]`, the rows updated; may repeat.
     """
-    table = state.table
     if not _is_row_by_row(constraint):
-        table.assign(constraint(table))
-        all_changed = tf.fill(tf.shape(state.changed_rows), -1)
-        state.changed_rows.assign(tf.bitcast(all_changed, state.changed_rows.dtype))
+        # Not the variable's own `assign`, which ends what is held of the table.
+        type(state.table).assign(state.table, constraint(state.table))
+        mark_all_changed(state)
         return
-    ids, _ = tf.unique(ids)
-    table.scatter_update(tf.IndexedSlices(constraint(tf.gather(table, ids)), ids))
+    ids, _ = tf.unique(tf.cast(ids, tf.int64))
+    set_rows(state, ids, constraint(tf.gather(state.table, ids)))
+
+
+def constrain_table(constraint, state):
+    """Applies a constraint to every row of a table, and writes those that it changes."""
+    if not _is_row_by_row(constraint):
+        constrain_rows(constraint, state, None)
+        return
+    table = tf.convert_to_tensor(state.table)
+    constrained = constraint(table)
+    ids = tf.where(tf.reduce_any(constrained != table, axis=1))[:, 0]
+    set_rows(state, ids, tf.gather(constrained, ids))
 
 
 def _is_row_by_row(constraint):

@@ -7,8 +7,11 @@ import weakref
 
 import tensorflow as tf
 
-from tf_slipstream.ops.row_cache import RowCache, native_ops, pull_rows, push_rows, sum_gradients
-from tf_slipstream.ops.staleness import pool_capacity
+from tf_slipstream.ops._library import needed_native_ops
+from tf_slipstream.ops._tables import NO_POOLS
+from tf_slipstream.ops.row_cache import RowCache, pull_rows, push_rows, sum_gradients
+from tf_slipstream.state.schema import WORKER_COUNTERS
+from tf_slipstream.state.table import pool_capacity
 
 _ENTRY_BYTES = 96  # of a cached row, beside its value and its held gradient
 
@@ -127,7 +130,7 @@ def check_tasks():
     Raises:
         RuntimeError: If one has not, or this process has not.
     """
-    ops = native_ops()
+    ops = needed_native_ops()
     for device in tf.config.list_logical_devices("CPU"):
         spec = tf.DeviceSpec.from_string(device.name)
         if spec.job not in ("worker", "ps"):
@@ -135,14 +138,10 @@ def check_tasks():
         try:
             with tf.device(device.name):
                 ops.slipstream_live_slices(
-                    row_states=[],
-                    pool_ints=[],
-                    pool_floats=[],
-                    policy_states=[],
+                    **NO_POOLS,
                     indices=[tf.zeros([0], tf.int64)],
                     grads=[tf.zeros([0, 1])],
                     step=tf.zeros([], tf.int64),
-                    policy_tables=[],
                     table_names=["check"],
                     num_rows=[1],
                 )
@@ -300,8 +299,10 @@ class ServerTable:
         return pushes
 
     def cache_stats(self):
-        counts = sum(state.worker_counters.numpy()[:, :4].sum(axis=0) for state in self.states)
-        return CacheStats(*map(int, counts))
+        counts = sum(state.worker_counters.numpy().sum(axis=0) for state in self.states)
+        counted = dict(zip(WORKER_COUNTERS, map(int, counts), strict=True))
+        del counted["worker_id"]
+        return CacheStats(**counted)
 
 
 def server_tables(groups, worker_cache, clip_value, wire_dtype="float32"):

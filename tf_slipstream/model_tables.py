@@ -1,0 +1,57 @@
+"""From a model to what trains its tables."""
+
+import tensorflow as tf
+
+from tf_slipstream import _keras_hooks
+from tf_slipstream.engine import registry
+from tf_slipstream.optimizer import SlipstreamOptimizer
+
+
+def optimizers_of(model_or_optimizer):
+    """Returns the `SlipstreamOptimizer`s of a model, or within an optimizer, each once.
+
+    Args:
+        model_or_optimizer: A model, whatever attribute of it holds an optimizer; or an optimizer,
+            which may be around others.
+    """
+    parts = [model_or_optimizer, getattr(model_or_optimizer, "optimizer", None)]
+    parts += tf.train.TrackableView(model_or_optimizer).descendants()
+    found = {}
+    for part in parts:
+        while part is not None and not isinstance(part, SlipstreamOptimizer):
+            part = getattr(part, "inner_optimizer", None)
+        if part is not None:
+            found[id(part)] = part
+    return list(found.values())
+
+
+def tables_of(model_or_optimizer, user):
+    """Returns what trains the tables of a model: `engine.tables.Tables`, one for each optimizer.
+
+    Args:
+        model_or_optimizer: As for `optimizers_of`. An optimizer of a model that is not built yet is
+            built.
+        user: Who needs it, for the error.
+
+    Raises:
+        ValueError: If no table is trained by a `SlipstreamOptimizer`.
+    """
+    optimizers = optimizers_of(model_or_optimizer)
+    variables = getattr(model_or_optimizer, "trainable_variables", None)
+    found = []
+    for optimizer in optimizers:
+        if not optimizer.tables and variables and len(optimizers) == 1:
+            optimizer.build(variables)
+        if optimizer.tables:
+            found.append(optimizer.engine)
+    known = getattr(model_or_optimizer, "variables", ())
+    for holder in registry.holders(_keras_hooks.tables_of(known)):
+        if all(holder is not one for one in found):
+            found.append(holder)
+    if not found and not optimizers:
+        raise ValueError(
+            f"{user} needs a model whose tables a SlipstreamOptimizer trains, or that optimizer, "
+            f"and got {type(model_or_optimizer).__name__}. Give `compile` a "
+            "slipstream.SlipstreamOptimizer(...); a LossScaleOptimizer may be around it."
+        )
+    return found
