@@ -23,7 +23,7 @@ STYLES = {
     "frozen_after": ("tab:orange", "^", "popularity alone"),
     "random_rows": ("tab:red", "v", "random rows"),
     "random_inputs": ("tab:purple", "x", "random inputs"),
-    "stale_inputs": ("tab:brown", "+", "stale inputs"),
+    "stock": ("tab:gray", "*", "stock Keras"),
 }
 
 

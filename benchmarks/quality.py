@@ -12,18 +12,14 @@ pair with `none`. Held gradients are applied before the last evaluation.
 {HELP}"""
 
 import argparse
-import gc
 import os
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import machine
-import tensorflow as tf
-import tqdm
-from quality import configurations, results, training
+from quality import configurations, results, runs, training
 from quality.data_sets import DATA_SETS
+from quality.rates import RATES
 
 DEFAULT_CONFIGURATIONS = (
     *("none", "default", "balanced", "aggressive", "default,on_stale=skip"),
@@ -65,30 +61,16 @@ def main():
         compared = [configurations.parse(text) for text in args.configurations]
     except ValueError as error:
         sys.exit(str(error))
-    done = results.load(args.output)
-    runs = [
-        (configuration, settings)
+    planned = [
+        (configuration, settings_of(args, data, optimizer, rate, seed, configuration))
         for data in args.data
         for optimizer in args.optimizer
-        for rate in args.learning_rate or [training.RATES[data][optimizer]]
+        for rate in args.learning_rate or [RATES[data][optimizer]]
         for seed in args.seeds
         for configuration in compared
-        for settings in [settings_of(args, data, optimizer, rate, seed, configuration)]
-        if results.key_of(settings) not in done
     ]
-    print(f"{len(runs)} runs to do; {len(done)} in {args.output}", file=sys.stderr)
-    if runs:
-        tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(args.threads)
-    data_set, name = None, None
-    for number, (configuration, settings) in enumerate(runs, 1):
-        if settings["data"] != name:
-            name = settings["data"]
-            data_set = DATA_SETS[name](args)
-        line = run(data_set, configuration, settings, f"{number}/{len(runs)}")
-        gc.collect()  # models, whose functions refer to them in circles
-        if line is not None:
-            results.append(args.output, line)
+    runs.set_threads(args.threads)
+    runs.work_through(planned, lambda name: DATA_SETS[name](args), args.output)
 
 
 def settings_of(args, data, optimizer, rate, seed, configuration):
@@ -107,31 +89,6 @@ def settings_of(args, data, optimizer, rate, seed, configuration):
         "checkpoints": args.checkpoints,
         "configuration": configuration.settings(),
         "seed": seed,
-    }
-
-
-def run(data_set, configuration, settings, number):
-    """Runs once with a progress bar; returns the line of results, None if training failed."""
-    start = time.time()
-    resolved = settings | {"dim": settings["dim"] or data_set.dim}
-    label = f"{settings['data']} {settings['optimizer']} {configuration.name} {settings['seed']}"
-    with tqdm.tqdm(desc=f"[{number}] {label}", unit=" examples", unit_scale=True) as bar:
-        try:
-            result = training.run(data_set, configuration, resolved, bar.update)
-        except (FloatingPointError, tf.errors.InvalidArgumentError) as error:
-            bar.write(f"{label} failed: {str(error)[:300]}", file=sys.stderr)
-            return None
-        shown = {name: f"{result[name]:.5f}" for name in ("auc", "log_loss")}
-        shown |= {n: f"{result[n]:.3f}" for n in ("lookups_saved", "row_updates_saved")}
-        bar.set_postfix(shown)
-    return {
-        "name": configuration.name,
-        "family": configuration.family,
-        "settings": settings,
-        "result": result,
-        "seconds": time.time() - start,
-        "time": start,
-        "machine": machine.describe(("tensorflow", "keras", "numpy")),
     }
 
 

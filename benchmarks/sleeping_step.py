@@ -30,7 +30,7 @@ import tqdm
 import workload
 
 import tf_slipstream as slipstream
-from tf_slipstream.ops.staleness import POLICY_STATES, POOL_INTS
+from tf_slipstream.state.schema import POLICY_STATE, POOL_INTS
 
 NEVER = 1 << 40
 VARIANTS = ("none", "awake", "skipped", "deferred")
@@ -159,8 +159,8 @@ def plant(state, popular, name, args):
     row_states[popular] = -1 - np.arange(num)
     state.row_states.assign(row_states)
     policy = state.policy_state.numpy()
-    policy[POLICY_STATES.index("num_entries")] = num
-    policy[POLICY_STATES.index("num_sleeping")] = num
+    policy[POLICY_STATE.index("num_entries")] = num
+    policy[POLICY_STATE.index("num_sleeping")] = num
     state.policy_state.assign(policy)
 
 

@@ -14,6 +14,7 @@ Each way of training runs in a process of its own, on the same examples in the s
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -149,9 +150,11 @@ def train(subject, args):
     for _ in range(args.epochs):
         dataset = log.dataset(num_train, args.batch_size)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_steps))
-        model.fit(dataset, shuffle=False, verbose=0, callbacks=[progress])
+        with one_line_errors(args.data):
+            model.fit(dataset, shuffle=False, verbose=0, callbacks=[progress])
     total = time.perf_counter() - start
-    test = list(log.batches(num_test, 8192, start=num_train))
+    with one_line_errors(args.data):
+        test = list(log.batches(num_test, 8192, start=num_train))
     scores = np.concatenate([model.predict_on_batch(inputs)[:, 0] for inputs, _ in test])
     labels = np.concatenate([label for _, label in test])
     result = {
@@ -180,12 +183,28 @@ def saved_shares(stats):
     }
 
 
+@contextlib.contextmanager
+def one_line_errors(data):
+    """Ends the program with the line in which the reader of the file `data` says what is wrong."""
+    try:
+        yield
+    except (ValueError, tf.errors.OpError) as error:
+        # TensorFlow puts that line between tracebacks.
+        lines = str(error).splitlines()
+        reasons = [line for line in lines if data and os.path.basename(data) in line]
+        if not reasons:
+            raise
+        sys.exit(f"Cannot read {data}: {reasons[-1].removeprefix('ValueError: ')}")
+
+
 def open_log(args):
     if args.data is not None:
         try:
-            return slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
+            log = slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
+            split(log, args)  # Reads text to its end, to count its lines.
         except (OSError, ValueError, ImportError) as error:
             sys.exit(f"Cannot read {args.data}: {error}")
+        return log
     cardinalities = slipstream.data.criteo_cardinalities(scale=args.scale)
     return slipstream.data.SyntheticClickLog(cardinalities=cardinalities, seed=args.seed)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-from tf_slipstream import SlipstreamEmbedding
+from tf_slipstream import SlipstreamEmbedding, StalenessPolicy
 from tf_slipstream._keras import keras
+from tf_slipstream.state.schema import POOL_INTS
 
 
 def random_table(num_rows=10, dim=3, seed=0):
@@ -62,3 +63,29 @@ def click_model(layer, optimizer=None, **compile_arguments):
 def fit(model, data, **kwargs):
     """Trains on batches of 16, in order."""
     return model.fit(*data, batch_size=16, shuffle=False, verbose=0, **kwargs)
+
+
+def sleepy(**changes):
+    """Returns a policy under which rows sleep within a few steps, less these changes."""
+    values = {"min_updates": 2, "window": 2, "threshold": 1e9, "updates_per_sleep": 1}
+    return StalenessPolicy(**values | changes)
+
+
+def num_held(optimizer):
+    """Returns how many batches of how many rows an optimizer holds for its tables."""
+    place = POOL_INTS.index("held_steps")
+    states = [state for state in optimizer.tables.values() if state.policy is not None]
+    return sum(int(state.pool_ints.numpy()[:, place].sum()) for state in states)
+
+
+def num_asleep(optimizer):
+    """Returns how many rows of an optimizer's tables sleep."""
+    return sum(stats.num_stale_rows for stats in optimizer.skip_stats().values())
+
+
+def train_steps(model, data, first, last):
+    """Does steps of 16 examples with `train_on_batch`, after which nothing wakes."""
+    ids, labels = data
+    for step in range(first, last):
+        batch = slice(16 * step, 16 * (step + 1))
+        model.train_on_batch(ids[batch], labels[batch])

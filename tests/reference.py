@@ -62,6 +62,10 @@ class Rule:
         """Whether a row that misses steps gets the whole effect of its momentum at once."""
         return False
 
+    def moves_without_gradient(self):
+        """Whether a step with a zero gradient may move a row."""
+        return self.can_spend()
+
     def moved_by_nothing(self, slots, learning_rate, first_step, num_steps):
         """Returns what steps with zero gradients move a row by, and the slots after them.
 
@@ -77,7 +81,9 @@ class Rule:
         for number in range(many if num_steps is None else min(num_steps, many)):
             before = moved
             zero = np.zeros_like(next(iter(slots.values())))
-            moved, slots = self.update(moved + zero, slots, zero, learning_rate, first_step + number)
+            moved, slots = self.update(
+                moved + zero, slots, zero, learning_rate, first_step + number
+            )
             if num_steps is None and np.abs(moved - before).max(initial=0) < 1e-14:
                 break
         return moved, slots
@@ -98,6 +104,9 @@ class Sgd(Rule):
         return {"momentum": np.zeros(dim)}
 
     def has_moments(self):
+        return self.momentum > 0
+
+    def moves_without_gradient(self):
         return self.momentum > 0
 
     def can_spend(self):
@@ -159,7 +168,11 @@ class Adam(Rule):
     def has_moments(self):
         return True
 
+    def moves_without_gradient(self):
+        return self.beta_1 > 0
+
     def can_spend(self):
+        # Where v decays as fast as m^2, a row would get far ahead of where it is to come to.
         r = self.beta_1 if self.amsgrad else self.beta_1 / math.sqrt(self.beta_2)
         return 0 < r < 1 and r / (1 - r) <= 2 * self.beta_1 / (1 - self.beta_1)
 
@@ -333,10 +346,17 @@ class ReferenceTable:
                 self._update_row(row_id, grad * gradient_scale, float(learning_rate))
 
     def settle(self, learning_rate):
-        """Gives every row what the steps since its last one would have done to it."""
+        """Gives every row what the steps since its last one would have done to it.
+
+        A row that they would not move, or that had it all at its touch, keeps its slots as well.
+        """
+        step = max(1, self.step_number)
         for row_id in np.flatnonzero(self.last_step):
-            num_missed = self.step_number - self.last_step[row_id]
-            row, slots = self._after_missed_steps(row_id, num_missed, learning_rate)
+            num_missed = max(0, step - self.last_step[row_id])
+            moves = self.rule.moves_without_gradient() and not self.is_spent[row_id]
+            if num_missed == 0 or not (moves or self.weight_decay):
+                continue
+            row, slots = self._after_missed_steps(row_id, num_missed, learning_rate, step + 1)
             if self.is_spent[row_id]:
                 row = self.values[row_id]
             self._store(row_id, self._decayed(row, num_missed, learning_rate), slots)
@@ -344,23 +364,35 @@ class ReferenceTable:
     def _update_row(self, row_id, grad, learning_rate):
         if self.clipvalue is not None:
             grad = np.clip(grad, -self.clipvalue, self.clipvalue)
-        num_missed = self.step_number - self.last_step[row_id] - 1
-        row, slots = self._after_missed_steps(row_id, num_missed, learning_rate)
-        row = self._decayed(row, num_missed + 1, learning_rate)
-        row, slots = self.rule.update(row, slots, grad, learning_rate, self.step_number)
-        self.is_spent[row_id] = num_missed > 0 and self.rule.can_spend()
+        self._touch(
+            row_id,
+            1,
+            learning_rate,
+            lambda *row: self.rule.update(*row, grad, learning_rate, self.step_number),
+        )
+
+    def _touch(self, row_id, num_batches, learning_rate, update):
+        """Has `update(row, slots)` do what this step's batch, or the last ones, do to a row."""
+        num_steps, step = self.step_number - self.last_step[row_id], max(1, self.step_number)
+        num_missed = max(0, num_steps - num_batches)
+        row, slots = self._after_missed_steps(row_id, num_missed, learning_rate, step)
+        row = self._decayed(row, num_missed + num_batches, learning_rate)
+        row, slots = update(row, slots)
+        is_rare = num_missed > 0 or num_batches > 1
+        self.is_spent[row_id] = is_rare and self.rule.can_spend()
         if self.is_spent[row_id]:
-            row = row + self._tail(slots, learning_rate, self.step_number)
+            row = row + self._tail(slots, learning_rate, step)
         self._store(row_id, row, slots)
 
-    def _after_missed_steps(self, row_id, num_missed, learning_rate):
-        """Returns a row and its slots after so many more steps, without its tail."""
+    def _after_missed_steps(self, row_id, num_missed, learning_rate, next_step):
+        """Returns a row and its slots after so many steps before the next, without its tail."""
         row = self.values[row_id]
         slots = {name: slot[row_id] for name, slot in self.slots.items()}
-        first = self.last_step[row_id] + 1
-        moved, slots = self.rule.moved_by_nothing(slots, learning_rate, first, num_missed)
+        moved, slots = self.rule.moved_by_nothing(
+            slots, learning_rate, next_step - num_missed, num_missed
+        )
         if self.is_spent[row_id]:
-            return row - self._tail(slots, learning_rate, first + num_missed - 1), slots
+            return row - self._tail(slots, learning_rate, next_step - 1), slots
         return row + moved, slots
 
     def _tail(self, slots, learning_rate, step):
@@ -374,4 +406,4 @@ class ReferenceTable:
         self.values[row_id] = row
         for name, slot in slots.items():
             self.slots[name][row_id] = slot
-        self.last_step[row_id] = self.step_number
+        self.last_step[row_id] = max(1, self.step_number)

@@ -9,7 +9,7 @@ from tests.test_combiner import TOLERANCE, combine_bag
 from tf_slipstream import SlipstreamEmbedding, embedding
 from tf_slipstream._keras import IS_KERAS_3, keras, tf_variable
 from tf_slipstream.combiner import COMBINERS
-from tf_slipstream.embedding import table_spec
+from tf_slipstream.engine.registry import table_spec
 
 BAGS = [[1, 5, 5], [], [9], [0, 3]]
 BAG_WEIGHTS = [[0.5, 2.0, 1.0], [], [3.0], [0.25, 1.5]]

@@ -218,8 +218,9 @@ def test_a_missed_step_is_one_with_a_zero_gradient(rule, options, weight_decay, 
         zeroed.step([0], np.zeros([1, 3]), 0.125)
     missing.settle(0.125)
     tolerance = NUM_ROUNDINGS * np.finfo(np.float64).eps
+    moves = weight_decay or missing.rule.moves_without_gradient()
     for name, slot in zeroed.slots.items():
-        if missing.rule.has_moments():
+        if missing.rule.has_moments() and moves:
             np.testing.assert_allclose(missing.slots[name][0], slot[0], rtol=tolerance)
     # Weight decay comes at once, behind the movement and not between its parts.
     np.testing.assert_allclose(

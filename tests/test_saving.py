@@ -69,12 +69,17 @@ def test_weights_are_loaded_as_they_were_saved(suffix, tmp_path):
     assert_all_equal(other.get_weights(), model.get_weights())
 
 
+@pytest.mark.parametrize("file", ["model.keras", "model.h5"])
 @pytest.mark.parametrize("name", INNER)
-def test_a_keras_file_continues_as_if_never_stopped(name, tmp_path):
+def test_a_file_continues_as_if_never_stopped(name, file, tmp_path):
+    if file == "model.h5" and IS_KERAS_3:
+        pytest.skip("Keras 3 restores no optimizer from an .h5 file, its own neither")
+    if file == "model.h5" and name == "row_wise_adagrad":
+        pytest.xfail("its accumulators of dense variables all have one name")
     model = make_model(name)
     fit(model, FIRST)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    model.save(tmp_path / file)
+    loaded = keras.models.load_model(tmp_path / file)
     assert type(loaded.layers[1]) is SlipstreamEmbedding
     assert type(loaded.optimizer) is SlipstreamOptimizer
     assert_all_equal(state_of(loaded), state_of(model))

@@ -1,16 +1,27 @@
 """Faster training of recommender models in TensorFlow/Keras, without making the model worse.
 
-What users import. No logic here; to add a public name, import it and list it in `__all__`.
+What users import. Importing it loads no TensorFlow: a public name is loaded when it is first used,
+so that `tf-slipstream` starts at once, on hosts without TensorFlow as well. To add a public name,
+list it in `_HOMES` and `__all__`, and import it below for editors.
+
+Keras finds the classes of a saved model by names that are registered when our modules are imported.
+That happens here if TensorFlow or Keras was imported before, else when a name that needs it is
+first used. So import Keras first, or use a name, before `load_model`.
 """
 
-from tf_slipstream import data, distribute, export
-from tf_slipstream.callbacks import SkipGuard, SkipHistory
-from tf_slipstream.embedding import SlipstreamEmbedding
-from tf_slipstream.ops import build_info
-from tf_slipstream.optimizer import SlipstreamOptimizer
-from tf_slipstream.policy import StalenessPolicy
-from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
-from tf_slipstream.state.stats import SkipStats
+import importlib
+import sys
+import typing
+
+if typing.TYPE_CHECKING:
+    from tf_slipstream import data, distribute, export
+    from tf_slipstream.callbacks import SkipGuard, SkipHistory
+    from tf_slipstream.embedding import SlipstreamEmbedding
+    from tf_slipstream.ops import build_info
+    from tf_slipstream.optimizer import SlipstreamOptimizer
+    from tf_slipstream.policy import StalenessPolicy
+    from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
+    from tf_slipstream.state.stats import SkipStats
 
 __version__ = "0.1.0"
 
@@ -27,3 +38,43 @@ __all__ = [
     "distribute",
     "export",
 ]
+
+# By name, the module that has it; of a module that is public itself, its own.
+_HOMES = {
+    "RowWiseAdagrad": "row_wise_adagrad",
+    "SkipGuard": "callbacks",
+    "SkipHistory": "callbacks",
+    "SkipStats": "state.stats",
+    "SlipstreamEmbedding": "embedding",
+    "SlipstreamOptimizer": "optimizer",
+    "StalenessPolicy": "policy",
+    "build_info": "ops",
+    "data": "data",
+    "distribute": "distribute",
+    "export": "export",
+}
+# Whose classes Keras must know by name.
+_REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = home if name == _HOMES[name] else getattr(home, name)
+    _register()
+    return value
+
+
+def __dir__():
+    return [*__all__, "__version__"]
+
+
+def _register():
+    """Registers our classes with Keras, if there is a TensorFlow or Keras to do it for."""
+    if any(sys.modules.get(name) for name in ("tensorflow", "keras", "tf_keras")):
+        for name in _REGISTERED:
+            importlib.import_module(f"{__name__}.{name}")
+
+
+_register()

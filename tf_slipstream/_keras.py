@@ -103,11 +103,26 @@ def is_unsupported_dtype_policy(layer):
     return quantized or layer.variable_dtype not in ("float32", "bfloat16")
 
 
+def variables_of(layer):
+    """Returns the variables of a layer or model, as far as it is built."""
+    try:
+        return layer.variables
+    except ValueError:
+        # A model of tf_keras has none before it is built, though its layers may be another's too.
+        parts = [layer, *layer.submodules]
+        lists = ("_trainable_weights", "_non_trainable_weights")
+        return [v for part in parts for name in lists for v in getattr(part, name, ())]
+
+
 def as_optimizer(optimizer):
     """Returns the Keras optimizer that an object, a name or a config stands for."""
-    if isinstance(optimizer, (str, collections.abc.Mapping)):
-        return keras.optimizers.get(optimizer)
-    return optimizer
+    if isinstance(optimizer, collections.abc.Mapping):
+        config = dict(optimizer.get("config") or {})
+        if config and not IS_KERAS_3:
+            # tf_keras takes a config that does not say so for one of `keras.optimizers.legacy`.
+            config.setdefault("is_legacy_optimizer", False)
+        return keras.optimizers.get({**optimizer, "config": config})
+    return keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer
 
 
 def check_dense_optimizer(optimizer):
@@ -121,7 +136,8 @@ def check_dense_optimizer(optimizer):
     if not is_optimizer or is_wrapper or getattr(optimizer, "gradient_accumulation_steps", None):
         raise ValueError(
             "With `table_optimizer`, `inner` must be a Keras optimizer without "
-            f"`gradient_accumulation_steps`, and none around another; got {optimizer!r}."
+            "`gradient_accumulation_steps`, and none around another; got "
+            f"{optimizer!r}.{legacy_hint(optimizer)}"
         )
 
 
@@ -141,9 +157,15 @@ def has_schedule(optimizer):
     return isinstance(optimizer._learning_rate, schedules.LearningRateSchedule)
 
 
-def is_legacy_optimizer(optimizer):
-    """Whether an optimizer is one of `keras.optimizers.legacy`."""
-    return ".legacy" in type(optimizer).__module__ or "optimizer_v2" in type(optimizer).__module__
+def legacy_hint(optimizer):
+    """Returns what to do about one of `keras.optimizers.legacy`; nothing for any other."""
+    module = type(optimizer).__module__
+    if ".legacy" not in module and "optimizer_v2" not in module:
+        return ""
+    return (
+        " This is one of keras.optimizers.legacy, which are not supported: use "
+        f"keras.optimizers.{type(optimizer).__name__}."
+    )
 
 
 def serialize(value, kind):
@@ -157,6 +179,12 @@ def deserialize(config, custom_objects=None):
     # tf_keras wraps the dicts of a config.
     if not isinstance(config, collections.abc.Mapping):
         return config
+    # While tf_keras reads an .h5 file its own function looks at `class_name` alone.
+    registered = keras.saving.get_registered_object(config.get("registered_name"), custom_objects)
+    if registered is not None:
+        return registered.from_config(config["config"])
+    if config.get("module") == "keras.optimizers":
+        return as_optimizer(config)
     return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
 
 
@@ -216,7 +244,12 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def variables(self):
         own, beside = super().variables, getattr(self, "table_optimizer", None)
         of_tables = [] if beside is None else beside.variables
-        return type(own)([*own, *self.inner_optimizer.variables, *of_tables])
+        found = [*own, *self.inner_optimizer.variables, *of_tables]
+        if not IS_KERAS_3:
+            # An .h5 file has variables by their names, and all are called "iteration". One counts.
+            unused = [one._iterations for one in (self, beside) if one is not None]
+            found = [v for v in found if all(v is not one for one in unused)]
+        return type(own)(found)
 
     @property
     def iterations(self):
@@ -245,7 +278,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.loss_scale_factor = factor
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+        for optimizer in (self.inner_optimizer, getattr(self, "table_optimizer", None)):
+            if optimizer is not None:
+                optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def set_weights(self, weights):
         """Sets the values of `variables`, in their order."""

@@ -22,7 +22,6 @@ READERS = (
     "predict",
     "test_on_batch",
     "predict_on_batch",
-    "get_weights",
     "save",
     "save_weights",
     "export",
@@ -51,38 +50,46 @@ def settle(variables, wake=False):
 @functools.cache
 def install():
     """Wraps the methods; again it does nothing."""
-    model = _keras.keras.Model
+    keras = _keras.keras
     for name in READERS:
-        _wrap(model, name, before=_settle_model)
-    _wrap(model, "fit", after=_wake_model)
-    _wrap(model, "load_weights", around=_loading_weights)
-    _wrap(_keras.keras.export.ExportArchive, "write_out", before=_settle_archive)
+        _wrap(keras.Model, name, before=_settle_model)
+    _wrap(keras.layers.Layer, "get_weights", before=_settle_model)
+    _wrap(keras.Model, "fit", after=_wake_model)
+    _wrap(keras.Model, "load_weights", around=_loading_weights)
+    _wrap(keras.export.ExportArchive, "write_out", before=_settle_archive)
+    # The same as functions of a model.
+    for module in (keras.models, keras.saving):
+        _wrap(module, "save_model", before=_settle_model)
+    if _keras.IS_KERAS_3:
+        _wrap(keras.saving, "load_weights", around=_loading_weights)
 
 
-def _wrap(cls, name, before=None, after=None, around=None):
-    # Where it is defined, so that `super().evaluate(...)` of a subclass is seen too.
-    owner = next(base for base in cls.__mro__ if name in vars(base))
-    method = vars(owner)[name]
+def _wrap(place, name, before=None, after=None, around=None):
+    """Wraps a function of a module, or a method where a class or a base of it defines it."""
+    # Not in a subclass, so that `super().evaluate(...)` is seen too.
+    owners = getattr(place, "__mro__", [place])
+    owner = next(one for one in owners if name in vars(one))
+    function = vars(owner)[name]
 
-    @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
+    @functools.wraps(function)
+    def wrapped(model, *args, **kwargs):
         if before is not None:
-            before(self)
-        with contextlib.nullcontext() if around is None else around(self):
-            result = method(self, *args, **kwargs)
+            before(model)
+        with contextlib.nullcontext() if around is None else around(model):
+            result = function(model, *args, **kwargs)
         if after is not None:
-            after(self)
+            after(model)
         return result
 
     setattr(owner, name, wrapped)
 
 
 def _settle_model(model):
-    settle(model.variables)
+    settle(_keras.variables_of(model))
 
 
 def _wake_model(model):
-    settle(model.variables, wake=True)
+    settle(_keras.variables_of(model), wake=True)
 
 
 def _settle_archive(archive):
@@ -92,15 +99,17 @@ def _settle_archive(archive):
 @contextlib.contextmanager
 def _loading_weights(model):
     """Ends what is held of the tables, but for optimizers that are loaded with them."""
-    tables = tables_of(model.variables)
+    tables = tables_of(_keras.variables_of(model))
     settle(tables, wake=True)
-    num_loads = {id(one): one.num_loads for one in registry.holders(tables)}
-    with loading():
-        yield
-    for table in tables:
-        for holder in registry.holders_of(table):
-            if holder.num_loads == num_loads.get(id(holder)):
-                holder.forget(table)
+    holders = registry.holders(tables)
+    for holder in holders:
+        holder.begin_load(tables)
+    try:
+        with loading():
+            yield
+    finally:
+        for holder in holders:
+            holder.end_load(tables)
 
 
 @contextlib.contextmanager
@@ -120,7 +129,7 @@ def watch(variable):
         variable: The table's variable, of Keras or TensorFlow.
     """
     assign = variable.assign
-    if hasattr(assign, "__wrapped__"):
+    if getattr(assign, "ends_what_is_held", False):
         return
 
     @functools.wraps(assign)
@@ -134,4 +143,5 @@ def watch(variable):
             holder.forget(table)
         return result
 
+    assign_and_forget.ends_what_is_held = True
     variable.assign = assign_and_forget

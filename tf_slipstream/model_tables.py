@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras_hooks
+from tf_slipstream import _keras, _keras_hooks
 from tf_slipstream.engine import registry
 from tf_slipstream.optimizer import SlipstreamOptimizer
 
@@ -16,35 +16,36 @@ def optimizers_of(model_or_optimizer):
     """
     parts = [model_or_optimizer, getattr(model_or_optimizer, "optimizer", None)]
     parts += tf.train.TrackableView(model_or_optimizer).descendants()
-    found = {}
-    for part in parts:
-        while part is not None and not isinstance(part, SlipstreamOptimizer):
-            part = getattr(part, "inner_optimizer", None)
-        if part is not None:
-            found[id(part)] = part
+    found = {id(one): one for one in map(_within, parts) if one is not None}
     return list(found.values())
+
+
+def _within(part):
+    """Returns the `SlipstreamOptimizer` that something is, or is around; None where it is not."""
+    while part is not None and not isinstance(part, SlipstreamOptimizer):
+        part = getattr(part, "inner_optimizer", None)
+    return part
 
 
 def tables_of(model_or_optimizer, user):
     """Returns what trains the tables of a model: `engine.tables.Tables`, one for each optimizer.
 
     Args:
-        model_or_optimizer: As for `optimizers_of`. An optimizer of a model that is not built yet is
-            built.
+        model_or_optimizer: As for `optimizers_of`. The optimizer of `compile` is built if the model
+            is.
         user: Who needs it, for the error.
 
     Raises:
         ValueError: If no table is trained by a `SlipstreamOptimizer`.
     """
     optimizers = optimizers_of(model_or_optimizer)
-    variables = getattr(model_or_optimizer, "trainable_variables", None)
-    found = []
-    for optimizer in optimizers:
-        if not optimizer.tables and variables and len(optimizers) == 1:
-            optimizer.build(variables)
-        if optimizer.tables:
-            found.append(optimizer.engine)
-    known = getattr(model_or_optimizer, "variables", ())
+    is_model = isinstance(model_or_optimizer, _keras.keras.layers.Layer)
+    compiled = _within(getattr(model_or_optimizer, "optimizer", None))
+    # Which variables any other trains is not known.
+    if compiled is not None and not compiled.tables and model_or_optimizer.built:
+        compiled.build(model_or_optimizer.trainable_variables)
+    found = [optimizer.engine for optimizer in optimizers if optimizer.tables]
+    known = _keras.variables_of(model_or_optimizer) if is_model else ()
     for holder in registry.holders(_keras_hooks.tables_of(known)):
         if all(holder is not one for one in found):
             found.append(holder)

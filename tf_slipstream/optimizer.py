@@ -63,13 +63,15 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
     def __init__(self, inner, policy=None, table_optimizer=None, name="slipstream"):
         inner = _keras.as_optimizer(inner)
-        if table_optimizer is None:
+        if table_optimizer is None or table_optimizer is inner:
+            table_optimizer = None
             table_rule = Inner(inner)
         else:
             table_optimizer = _keras.as_optimizer(table_optimizer)
-            table_rule = Inner(table_optimizer)
+            table_rule = Inner(table_optimizer, is_of_all=False)
             _keras.check_dense_optimizer(inner)
         super().__init__(inner, name)
+        _keras_hooks.install()
         self.policy = as_policy(policy)
         self.table_optimizer = table_optimizer
         self.worker_cache = WorkerCache()
@@ -92,7 +94,6 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             (self.worker_cache, self.wire_dtype),
         )
         self.inner_optimizer.build(tables.dense_variables)
-        _keras_hooks.install()
         for variable in variables:
             if tables.state_of(variable) is not None:
                 _keras_hooks.watch(variable)
@@ -199,8 +200,6 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))
-        if self._tables is not None:
-            self._tables().num_loads += 1
 
     def finalize_variable_values(self, var_list):
         self.wake_all()

@@ -180,7 +180,7 @@ def stale_rows(ids, rng):
 
 def plant(state, rows, rng):
     """Makes rows popular, and puts them to sleep: they wake in turns."""
-    from tf_slipstream.ops.staleness import POLICY_STATES, POOL_INTS
+    from tf_slipstream.state.schema import POLICY_STATE, POOL_INTS
 
     num = len(rows)
     ints = state.pool_ints.numpy()
@@ -196,7 +196,7 @@ def plant(state, rows, rng):
     row_states[rows] = -1 - np.arange(num)
     policy = state.policy_state.numpy()
     for name in ("num_entries", "num_sleeping"):
-        policy[POLICY_STATES.index(name)] = num
+        policy[POLICY_STATE.index(name)] = num
     for variable, value in (
         (state.pool_ints, ints),
         (state.row_states, row_states),

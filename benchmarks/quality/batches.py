@@ -5,21 +5,17 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-import tf_slipstream as slipstream
-
 # Of a `tf.function` call: enough that starting one costs nothing, few enough to show progress.
 STEPS_PER_CALL = 50
-# Where the choice of examples depends on what training did: how stale it may be.
-STEPS_PER_CHOICE = 10
 # After a change of the teacher AUC is taken at these shares of the examples that follow.
 CHECKPOINTS_AFTER_CHANGE = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
-# `dataset` of batches stacked `[num_steps, batch, ...]`; its steps if no example is dropped as
-# stale; the steps after which to evaluate, the last one not.
+# `dataset` of batches stacked `[num_steps, batch, ...]`; its steps; the steps after which to
+# evaluate, the last one not.
 Epoch = collections.namedtuple("Epoch", ["dataset", "num_steps", "stops"])
 
 
-def make_epoch(data_set, configuration, settings, number, optimizer, tables):
+def make_epoch(data_set, configuration, settings, number):
     """Returns an `Epoch`.
 
     Args:
@@ -27,8 +23,6 @@ def make_epoch(data_set, configuration, settings, number, optimizer, tables):
         configuration: `Configuration`, whose inputs are left out.
         settings: Dict with "seed", "batch_size" and "checkpoints".
         number: The epoch's number.
-        optimizer: That of the tables, for stale inputs.
-        tables: Splits ids `[batch, num_lookups]` into a dict by table's name.
     """
     seed, batch_size = settings["seed"], settings["batch_size"]
     examples, order = data_set.epoch(seed, number)
@@ -40,24 +34,8 @@ def make_epoch(data_set, configuration, settings, number, optimizer, tables):
         order = order[kept]
     num_steps = len(order) // batch_size
     stops = _checkpoints(num_steps, None if change is None else change // batch_size, settings)
-    if not configuration.stale_inputs:
-        dataset = _dataset(examples, order, _calls(num_steps, stops), batch_size)
-        return Epoch(dataset, num_steps, stops)
-    # One by one, and checked when training comes near; so nothing can be planned at a step.
-    one_by_one = _dataset(examples, order, [(i, i + 1) for i in range(num_steps)], batch_size)
-    dataset = slipstream.data.drop_stale_inputs(
-        one_by_one.unbatch().map(lambda ids, *rest: (ids, rest)),
-        optimizer,
-        min_stale=configuration.stale_inputs,
-        ids=tables,
-        seed=seed,
-    )
-    dataset = dataset.map(lambda ids, rest: (ids, *rest))
-    options = tf.data.Options()
-    # Prefetching and parallel maps, which tf.data adds by itself, would choose many steps early.
-    options.experimental_optimization.apply_default_optimizations = False
-    options.experimental_optimization.inject_prefetch = False
-    return Epoch(dataset.batch(STEPS_PER_CHOICE).with_options(options), num_steps, set())
+    dataset = _dataset(examples, order, _calls(num_steps, stops), batch_size)
+    return Epoch(dataset, num_steps, stops)
 
 
 def _checkpoints(num_steps, change_step, settings):

@@ -5,17 +5,20 @@ import dataclasses
 from tf_slipstream import StalenessPolicy
 from tf_slipstream.policy import PRESETS
 
-CONTROLS = ("random_rows", "frozen_after", "random_inputs", "stale_inputs", "fixed")
+CONTROLS = ("random_rows", "frozen_after", "random_inputs", "fixed")
+# Whose embeddings and optimizer are Keras's own.
+STOCK = ("stock", "dense")
 HELP = """
 A configuration is one of
-  none                      no skipping
+  stock                     keras.layers.Embedding and Keras's optimizer, as they are
+  dense                     the same, with the gradients of repeated ids summed before the optimizer
+  none                      ours, no skipping
   default, balanced, ...    a preset
   balanced,window=16        a preset with changes, or changes alone: field=value,...
   random_rows=0.3           each row of a step is left out with this probability
   frozen_after=300          a row is frozen for ever after so many updates
   fixed=8,min_updates=100   every popular row is updated once in 8 batches, whatever its drift
   random_inputs=0.3         this share of the examples is left out
-  stale_inputs=0.9,...      examples are left out with this share of stale lookups or more
 """
 
 
@@ -29,7 +32,7 @@ class Configuration:
         random_rows: Probability with which a row is left out of a step.
         frozen_after: Updates after which a row is frozen for ever; 0: never.
         random_inputs: Share of the examples that is left out.
-        stale_inputs: Share of stale lookups at which an example is left out; 0: never.
+        stock: One of `STOCK`, or "" for ours.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Configuration:
     random_rows: float = 0.0
     frozen_after: int = 0
     random_inputs: float = 0.0
-    stale_inputs: float = 0.0
+    stock: str = ""
 
     def settings(self):
         """Returns all that decides about the result, the name not, as JSON takes it."""
@@ -46,7 +49,9 @@ class Configuration:
 
     @property
     def family(self):
-        """What it is an example of: a control's name, "none", "defer" or "skip"."""
+        """What it is an example of: a control's name, "stock", "none", "defer" or "skip"."""
+        if self.stock:
+            return "stock"
         for control in CONTROLS:
             if self.name.startswith(f"{control}="):
                 return control
@@ -63,12 +68,12 @@ def parse(text):
     key, _, value = first.partition("=")
     if first == "none" and not rest:
         return Configuration(text)
+    if first in STOCK and not rest:
+        return Configuration(text, stock=first)
     if key == "fixed":
         period = int(value)
         at_once = {"first_sleep": period, "max_sleep": period, "updates_per_sleep": 1}
         return Configuration(text, StalenessPolicy(threshold=1e9, **at_once | _changes(rest)))
-    if key == "stale_inputs":
-        return Configuration(text, StalenessPolicy(**_changes(rest)), stale_inputs=float(value))
     if key in CONTROLS and not rest:
         return Configuration(text, **{key: _value(value)})
     if first in (*PRESETS, "default"):

@@ -1,5 +1,6 @@
 """What is learned: examples in NumPy, made once, and the order in which a seed trains on them."""
 
+import argparse
 import collections
 import dataclasses
 import os
@@ -24,6 +25,8 @@ NUM_RANKED_USERS = 2000
 # Ids of each field: all Criteo's orders of magnitude that see enough batches in a short run.
 CARDINALITIES = (100_000, 50_000, 20_000, 10_000, 5_000, 1_000, 300, 100, 30, 10)
 NUM_DENSE = 4
+# Of the log with a long tail.
+LONG_TAIL = (100_000, 50_000, 50_000, 20_000, 20_000, 5_000, 1_000, 100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,19 @@ class DataSet:
     dim: int = 16
     change: int | None = None
     ranking: tuple | None = None
+
+
+def for_tuning(data_set, share=0.1):
+    """Returns a data set without its test part: a share of the examples is tested on instead."""
+    examples, order = data_set.epoch(0, 0)
+    is_held_out = _random(2).random(len(examples.ids)) < share
+
+    def epoch(seed, number):
+        examples, order = data_set.epoch(seed, number)
+        return examples, order[~is_held_out[order]]
+
+    held_out = Examples(*(part[is_held_out] for part in examples))
+    return dataclasses.replace(data_set, epoch=epoch, test=held_out, ranking=None)
 
 
 def criteo80k(args):
@@ -84,6 +100,12 @@ def synthetic(args, changes=False):
         test,
         change=change,
     )
+
+
+def long_tail(args):
+    """The synthetic log with most rows looked up fewer than 20 times."""
+    cardinalities = args.cardinalities or LONG_TAIL
+    return synthetic(argparse.Namespace(**vars(args) | {"cardinalities": cardinalities}))
 
 
 def changing(args):
@@ -156,6 +178,7 @@ def diginetica(args, num_previous=3, window=10_000):
 
 
 DATA_SETS = {
+    "long_tail": long_tail,
     "criteo80k": criteo80k,
     "gowalla": gowalla,
     "diginetica": diginetica,

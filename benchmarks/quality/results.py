@@ -28,13 +28,15 @@ def append(path, line):
 
 
 def jobs(lines):
-    """Groups lines by all settings but seed and configuration.
+    """Groups lines by all settings but seed and configuration; failed runs are left out.
 
     Returns:
         Dict from a job's key to its lines: by configuration's key, by seed.
     """
     found = collections.defaultdict(lambda: collections.defaultdict(dict))
     for line in lines:
+        if "failed" in line["result"]:
+            continue
         settings = dict(line["settings"])
         seed, configuration = settings.pop("seed"), settings.pop("configuration")
         found[key_of(settings)][key_of(configuration)][seed] = line
@@ -55,19 +57,20 @@ Comparison = collections.namedtuple(
 )
 
 
-def compare(configurations, measures):
-    """Compares configurations of a job with no skipping, seed by seed.
+def compare(configurations, measures, baseline="none"):
+    """Compares configurations of a job with one of them, seed by seed.
 
     Args:
         configurations: By configuration's key, by seed, the lines.
         measures: Names of results.
+        baseline: Name of that configuration.
 
     Returns:
         `Comparison`s in the order of the lines: means over the seeds; per measure its mean, its
-        standard deviation over the seeds, its mean change against no skipping and that mean's
+        standard deviation over the seeds, its mean change against the baseline and that mean's
         standard error (None with fewer than two seeds in common).
     """
-    plain = next((runs for runs in configurations.values() if _any(runs)["family"] == "none"), {})
+    plain = next((runs for runs in configurations.values() if _any(runs)["name"] == baseline), {})
     compared = []
     for runs in configurations.values():
         results = [line["result"] for line in runs.values()]
@@ -143,7 +146,7 @@ def _row(one, measures):
 
 
 def _noise(compared, measures):
-    plain = [one for one in compared if one.family == "none" and one.num_seeds > 1]
+    plain = [one for one in compared if one.name == "none" and one.num_seeds > 1]
     if not plain:
         return ""
     noise = ", ".join(f"{_words(m)} {plain[0].noise[m]:.5f}" for m in measures)

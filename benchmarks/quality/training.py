@@ -13,21 +13,19 @@ from quality.controls import Filter
 
 keras = tf.keras
 
-# Keras starts Adagrad's accumulators at 0.1, far above the squared gradients of a mean loss.
+optimizers = keras.optimizers
 OPTIMIZERS = {
-    "adam": keras.optimizers.Adam,
-    "adagrad": lambda rate: keras.optimizers.Adagrad(rate, initial_accumulator_value=1e-6),
-    "sgd": keras.optimizers.SGD,
-}
-# For criteo80k and synthetic under Adam and Adagrad, and criteo80k under SGD: of those tried with
-# `--learning-rate`, a factor of 2 to 3 apart and without skipping, within 0.001 of the best AUC.
-# The others are guesses: no runs chose them.
-RATES = {
-    "criteo80k": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
-    "gowalla": {"adam": 3e-3, "adagrad": 0.1, "sgd": 100.0},
-    "diginetica": {"adam": 3e-3, "adagrad": 0.1, "sgd": 100.0},
-    "synthetic": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
-    "changing": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
+    "sgd": optimizers.SGD,
+    "momentum": lambda rate: optimizers.SGD(rate, momentum=0.9),
+    "nesterov": lambda rate: optimizers.SGD(rate, momentum=0.9, nesterov=True),
+    # Keras starts Adagrad's accumulators at 0.1, far above the squared gradients of a mean loss.
+    "adagrad": lambda rate: optimizers.Adagrad(rate, initial_accumulator_value=1e-6),
+    "adam": optimizers.Adam,
+    "adamw": lambda rate: optimizers.AdamW(rate, weight_decay=0.01),
+    "amsgrad": lambda rate: optimizers.Adam(rate, amsgrad=True),
+    "rmsprop": optimizers.RMSprop,
+    "rmsprop_momentum": lambda rate: optimizers.RMSprop(rate, momentum=0.9),
+    "ftrl": optimizers.Ftrl,
 }
 EVALUATION_BATCH = 8192
 
@@ -48,10 +46,9 @@ class Trainer:
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
         self._tables = data_set.tables
-        self._layers = [
-            slipstream.SlipstreamEmbedding(table.num_rows, dim, name=table.name)
-            for table in data_set.tables
-        ]
+        self._stock = configuration.stock
+        kind = keras.layers.Embedding if self._stock else slipstream.SlipstreamEmbedding
+        self._layers = [kind(t.num_rows, dim, name=t.name) for t in data_set.tables]
         for layer in self._layers:
             layer.build()
         self.model = data_set.make_model(dim)
@@ -60,9 +57,11 @@ class Trainer:
         self.model(tf.zeros([1, num_lookups, dim]), tf.zeros([1, num_dense]))
         layers = [*self._layers, *self.model.layers]
         self._variables = [v for layer in layers for v in layer.trainable_variables]
-        self.optimizer = slipstream.SlipstreamOptimizer(
-            OPTIMIZERS[optimizer](learning_rate), policy=configuration.policy
-        )
+        self.optimizer = OPTIMIZERS[optimizer](learning_rate)
+        if not self._stock:
+            self.optimizer = slipstream.SlipstreamOptimizer(
+                self.optimizer, policy=configuration.policy
+            )
         self.optimizer.build(self._variables)
         sizes = [table.num_rows for table in data_set.tables]
         self._begins = np.cumsum([0, *sizes])
@@ -72,16 +71,12 @@ class Trainer:
         """Splits ids `[batch, num_lookups]` by table."""
         return tf.split(ids, [table.num_columns for table in self._tables], axis=1)
 
-    def by_table(self, ids):
-        """Returns ids `[batch, num_lookups]` in a dict from a table's name to its own."""
-        return dict(zip([table.name for table in self._tables], self._columns(ids)))
-
     def table(self, place):
-        """Returns a table's `tf.Variable`. Reading it wakes no row, as calling its layer would."""
+        """Returns a table's `tf.Variable`."""
         return self._layers[place].embeddings.value
 
     def _logits(self, ids, dense):
-        rows = [tf.gather(self.table(i), part) for i, part in enumerate(self._columns(ids))]
+        rows = [layer(part) for layer, part in zip(self._layers, self._columns(ids))]
         return self.model(tf.concat(rows, axis=1), dense)
 
     @tf.function(reduce_retracing=True)
@@ -99,6 +94,8 @@ class Trainer:
         grads = tape.gradient(loss, [variable.value for variable in self._variables])
         if self.filter.is_active:
             grads = self._filtered(grads, ids)
+        if self._stock == "dense":
+            grads = [tf.convert_to_tensor(grad) for grad in grads]
         self.optimizer.apply_gradients(zip(grads, self._variables))
         return loss
 
@@ -125,15 +122,22 @@ class Trainer:
     @contextlib.contextmanager
     def all_applied(self):
         """Applies all that is held for the time being; training then goes on as if it were not."""
-        variables = [*self._variables, *self.optimizer.variables]
+        variables = [v.value for v in (*self._variables, *self.optimizer.variables)]
         values = [variable.numpy() for variable in variables]
-        self.optimizer.wake_all()
+        self.settle()
         yield
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
+    def settle(self):
+        """Brings the tables up to date, as `fit` does before a validation."""
+        if not self._stock:
+            self.optimizer.settle()
+
     def saved(self):
         """Returns shares of lookups and of row updates saved so far."""
+        if self._stock:
+            return 0.0, 0.0
         if self.filter.is_active:
             lookups, left_out, row_updates, rows_left_out = self.filter.counts()
             return left_out / lookups, rows_left_out / row_updates
@@ -167,9 +171,7 @@ def run(data_set, configuration, settings, on_examples=lambda num_examples: None
     trainer = Trainer(data_set, configuration, **{name: settings[name] for name in names})
     seconds, num_timed, num_given, checkpoints = 0.0, 0, 0, []
     for number in range(settings["epochs"]):
-        epoch = make_epoch(
-            data_set, configuration, settings, number, trainer.optimizer, trainer.by_table
-        )
+        epoch = make_epoch(data_set, configuration, settings, number)
         num_given += epoch.num_steps
         step = 0
         for batches in epoch.dataset:
@@ -187,7 +189,7 @@ def run(data_set, configuration, settings, on_examples=lambda num_examples: None
             on_examples(num_examples)
             if step in epoch.stops:
                 checkpoints.append({"epoch": number} | _checkpoint(trainer, data_set, step))
-    trainer.optimizer.wake_all()
+    trainer.settle()
     result = _results(trainer, data_set, configuration, num_given)
     if checkpoints:
         result["checkpoints"] = checkpoints
@@ -215,7 +217,8 @@ def _results(trainer, data_set, configuration, num_given):
     kept = num_steps / num_given
     if configuration.random_inputs:
         kept = 1 - configuration.random_inputs
-    states = [s for s in trainer.optimizer.tables.values() if s.policy is not None]
+    tables = {} if configuration.stock else trainer.optimizer.tables
+    states = [state for state in tables.values() if state.policy is not None]
     return _evaluate(trainer, data_set) | {
         "lookups_saved": 1 - kept * (1 - lookups_saved),
         "row_updates_saved": 1 - kept * (1 - row_updates_saved),

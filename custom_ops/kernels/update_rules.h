@@ -377,9 +377,9 @@ struct Adam {
     float* __restrict v_max = r.slots[2];  // with amsgrad only
     const double kept_1 = IntegerPower(beta_1, k), kept_2 = IntegerPower(beta_2, k);
     const float new_1 = static_cast<float>(1 - kept_1), new_2 = static_cast<float>(1 - kept_2);
-    const float tail = spends ? spent : 0, root_ratio = spends ? spent_ratio : 1;
+    const float tail = spends ? spent : 0;
     if (k == 1) {
-      const float rate = alpha + tail;
+      const float rate = alpha + tail, root_ratio = spends ? spent_ratio : 1;
       for (int64_t d = 0; d < dim; ++d) {
         m[d] += (grad[d] - m[d]) * new_1;
         v[d] += (grad[d] * grad[d] - v[d]) * new_2;
@@ -396,8 +396,8 @@ struct Adam {
       m[d] += (mean - m[d]) * new_1;
       v[d] += (grad[d] * mean - v[d]) * new_2;
       if (kAmsgrad) v_max[d] = v_max[d] > v[d] ? v_max[d] : v[d];
-      row[d] -= (sum * alpha + m[d] * tail) /
-                (std::sqrt(kAmsgrad ? v_max[d] : v[d]) * root_ratio + epsilon);
+      const float root = std::sqrt(kAmsgrad ? v_max[d] : v[d]);
+      row[d] -= sum * alpha / (root + epsilon) + m[d] * tail / (root * ratio + epsilon);
     }
   }
   double beta_1, beta_2;

@@ -29,9 +29,10 @@ absl::Status ParseNumber(absl::string_view text, double* number) {
   return InvalidArgument("expected a number, got '", text, "'");
 }
 
-absl::Status ParsePolicy(absl::string_view text, PolicySettings* policy) {
-  for (const absl::string_view part : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
-    const std::pair<std::string, std::string> field = absl::StrSplit(part, '=');
+// Reads a policy from `num` fields.
+absl::Status ParsePolicy(const std::string* fields, int num, PolicySettings* policy) {
+  for (int i = 0; i < num; ++i) {
+    const std::pair<std::string, std::string> field = absl::StrSplit(fields[i], '=');
     double number;
     TF_RETURN_IF_ERROR(ParseNumber(field.second, &number));
     if (!policy->Set(field.first, number)) {
@@ -50,21 +51,22 @@ absl::Status ParsePolicy(absl::string_view text, PolicySettings* policy) {
 absl::Status PoolArgs::Init(OpKernelConstruction* context, Memory memory, int64_t num_tables) {
   memory_ = memory;
   int num_policies;
-  std::vector<std::string> policies;
+  std::vector<std::string> fields;
   TF_RETURN_IF_ERROR(context->GetAttr("num_policies", &num_policies));
   TF_RETURN_IF_ERROR(context->GetAttr("policy_tables", &tables_));
-  TF_RETURN_IF_ERROR(context->GetAttr("policies", &policies));
+  TF_RETURN_IF_ERROR(context->GetAttr("policies", &fields));
+  const int num_fields = num_policies == 0 ? 0 : static_cast<int>(fields.size()) / num_policies;
   if (static_cast<int>(tables_.size()) != num_policies ||
-      static_cast<int>(policies.size()) != num_policies) {
+      static_cast<int>(fields.size()) != num_policies * num_fields) {
     return InvalidArgument("expected ", num_policies, " policy_tables and policies, got ",
-                           tables_.size(), " and ", policies.size());
+                           tables_.size(), " and ", fields.size(), " fields");
   }
   for (const int64_t t : tables_) {
     if (t < 0 || t >= num_tables) return InvalidArgument("policy_tables: there is no table ", t);
   }
-  for (const std::string& text : policies) {
+  for (int p = 0; p < num_policies; ++p) {
     policies_.emplace_back();
-    TF_RETURN_IF_ERROR(ParsePolicy(text, &policies_.back()));
+    TF_RETURN_IF_ERROR(ParsePolicy(fields.data() + p * num_fields, num_fields, &policies_.back()));
   }
   return absl::OkStatus();
 }
@@ -119,7 +121,8 @@ absl::Status PoolArgs::Read(TableVariables* variables, int64_t first,
 
 absl::Status TableArgs::Init(OpKernelConstruction* context, Memory memory) {
   memory_ = memory;
-  std::string rule, hyperparameters;
+  std::string rule;
+  std::vector<std::string> hyperparameters;
   int num_tables, num_slots, num_last_steps;
   TF_RETURN_IF_ERROR(context->GetAttr("N", &num_tables));
   TF_RETURN_IF_ERROR(context->GetAttr("num_slots", &num_slots));
@@ -131,7 +134,7 @@ absl::Status TableArgs::Init(OpKernelConstruction* context, Memory memory) {
   TF_RETURN_IF_ERROR(context->GetAttr("rounding_seeds", &rounding_seeds_));
   rule_ = FindRule(rule);
   if (rule_ == nullptr) return InvalidArgument("there is no update rule '", rule, "'");
-  for (const absl::string_view text : absl::StrSplit(hyperparameters, ' ', absl::SkipEmpty())) {
+  for (const std::string& text : hyperparameters) {
     hyperparameters_.emplace_back();
     TF_RETURN_IF_ERROR(ParseNumber(text, &hyperparameters_.back()));
   }

@@ -14,7 +14,9 @@
 
 namespace slipstream {
 
-// The row states and pools of tables, in an op's declaration.
+// The row states and pools of tables, in an op's declaration. Numbers are lists of short strings: no
+// attribute has float64, and of a string of 80 characters or more TensorFlow's cache of eager
+// kernels compares only the first and last 10.
 #define SLIPSTREAM_POOL_INPUTS                  \
   Input("row_states: num_policies * resource")  \
       .Input("pool_ints: num_policies * resource")   \
@@ -42,7 +44,7 @@ namespace slipstream {
       .Attr("num_last_steps: int >= 0")       \
       .SLIPSTREAM_POOL_ATTRS                  \
       .Attr("rule: string")                   \
-      .Attr("hyperparameters: string")        \
+      .Attr("hyperparameters: list(string)")  \
       .Attr("weight_decays: list(float)")     \
       .Attr("table_names: list(string)")      \
       .Attr("rounding_seeds: list(int)")
@@ -58,9 +60,9 @@ step: The number of this step, 1 in the first.
 tail_rates: [2], the learning rates that the momentum of the step before and of this one will meet.
 tails: [num_tails] of Adam, see update_rules.h; empty for others.
 policy_tables: The tables that have a policy.
-policies: Of each of these, "NAME=NUMBER NAME=NUMBER ...", see schema.h.
+policies: Of each of these, as many "NAME=NUMBER", see schema.h.
 rule: "sgd", "momentum", "adagrad", "row_wise_adagrad", "adam", "rmsprop" or "ftrl".
-hyperparameters: Numbers with spaces between them, in the rule's order.
+hyperparameters: Numbers as text, in the rule's order.
 weight_decays: Of each table: row -= row * weight_decay * learning_rate in every step.
 rounding_seeds: Of each table; for the stochastic rounding of those in bfloat16.
 )doc";

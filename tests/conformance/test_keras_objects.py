@@ -10,7 +10,12 @@ import tensorflow as tf
 
 import tf_slipstream
 from tests.models import embedding_of, random_table, slices
-from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer
+from tf_slipstream import (
+    RowWiseAdagrad,
+    SlipstreamEmbedding,
+    SlipstreamOptimizer,
+    StalenessPolicy,
+)
 from tf_slipstream._keras import keras
 
 # Callbacks, which Keras does not serialise either, have no config.
@@ -41,7 +46,7 @@ KERAS_OBJECTS = {
             embeddings_constraint=keras.constraints.MaxNorm(2.0, axis=1),
             mask_zero=True,
             combiner="sqrtn",
-            policy=None,
+            policy=StalenessPolicy(on_stale="skip", min_updates=7),
             name="user",
             dtype="mixed_bfloat16",
             trainable=False,
@@ -49,7 +54,13 @@ KERAS_OBJECTS = {
         lambda: SlipstreamEmbedding(10, 3),
     ],
     SlipstreamOptimizer: [
-        lambda: SlipstreamOptimizer(RowWiseAdagrad(0.5, epsilon=0.125), name="ours"),
+        lambda: SlipstreamOptimizer(
+            keras.optimizers.Adam(0.5, epsilon=0.125),
+            policy="aggressive",
+            table_optimizer=RowWiseAdagrad(0.5, epsilon=0.125),
+            name="ours",
+        ),
+        lambda: SlipstreamOptimizer("sgd", policy="default", table_optimizer="adam"),
         lambda: SlipstreamOptimizer(keras.optimizers.AdamW(0.5, weight_decay=0.25, clipvalue=1.0)),
         lambda: SlipstreamOptimizer(keras.optimizers.SGD()),
     ],

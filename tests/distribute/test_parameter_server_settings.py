@@ -8,8 +8,8 @@ import tensorflow as tf
 import tf_slipstream as slipstream
 from tf_slipstream import _keras
 from tf_slipstream.distribute import CacheStats, ParameterServerTrainer, WorkerCache
-from tf_slipstream.distribute.parameter_server import server_tables
-from tf_slipstream.skip_stats import SkipStats, sum_stats
+from tf_slipstream.engine.server_table import server_tables
+from tf_slipstream.state.stats import SkipStats, sum_stats
 
 
 @pytest.mark.parametrize("wrong", [{"num_bytes": -1}, {"max_age": -1}, {"max_age": 0.5}])

@@ -37,7 +37,10 @@ def test_replicas_are_alike_and_train_as_one_device_does(name, policy, num_repli
     if policy == "skip":
         assert stats.num_skipped_lookups > 100
     elif policy != "none":
-        assert stats.num_deferred_lookups > num_steps
+        # A row that is skipped defers nothing until it wakes.
+        least = num_steps / 2 if policy == "skip_below" else num_steps
+        assert stats.num_deferred_lookups > least
+        assert (stats.num_skipped_lookups > least) == (policy == "skip_below")
         assert num_local > 1, "never did two replicas hold gradients of one row"
         assert not replicated.state.pool_floats.numpy()[:, :4].any()
     replicated.optimizer.wake_all()

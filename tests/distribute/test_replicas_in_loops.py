@@ -19,6 +19,7 @@ from tests.distribute.replicas import (
 from tests.policy.training import policies
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _keras
 from tf_slipstream._keras import keras
+from tf_slipstream.engine import tables as engine_tables
 
 DEFER = policies(threshold=1e9)
 
@@ -87,6 +88,58 @@ def test_loading_saved_variables_forgets_what_was_held(tmp_path):
         for batch in coming:
             one.step(batch)
     assert_same(restored, replicated)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_settling_and_waking_trace_nothing_anew(name, monkeypatch):
+    replicated, coming = asleep_after(40, name=name)
+    settle_rows, traced = engine_tables.settle_rows, []
+
+    def traced_settle_rows(rule, states, settings, weight_decays, wake):
+        traced.append(wake)
+        return settle_rows(rule, states, settings, weight_decays, wake)
+
+    monkeypatch.setattr(engine_tables, "settle_rows", traced_settle_rows)
+    for number, batch in enumerate(coming):
+        replicated.step(batch)
+        if number % 3 == 0:
+            replicated.optimizer.settle()
+        if number % 6 == 0:
+            replicated.optimizer.wake_all()
+            assert not replicated.optimizer.skip_stats()["user"].num_stale_rows
+        if number == 0:
+            num_traced = len(traced)
+    # Two replicas each, for either.
+    assert sorted(traced) == [False] * 2 + [True] * 2 and len(traced) == num_traced
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_settling_applies_what_all_replicas_hold_and_wakes_nothing(name):
+    replicated, _ = asleep_after(40, name=name)
+    single = alone(name, DEFER)
+    for batch in list(batches(2, 70))[:40]:
+        single.step(batch.ids, batch.grads)
+    num_asleep = replicated.optimizer.skip_stats()["user"].num_stale_rows
+    before = replicated.state.table.numpy()
+    for one in (replicated, single):
+        one.optimizer.settle()
+    assert_same(replicated, single)
+    assert not replicated.local_held().any()
+    assert replicated.optimizer.skip_stats()["user"].num_stale_rows == num_asleep > 0
+    assert not np.array_equal(replicated.state.table.numpy(), before)
+
+
+def test_values_that_were_set_stay_on_all_replicas():
+    replicated, coming = asleep_after(40, name="adam")
+    values = np.full([NUM_ROWS, DIM], 0.5, np.float32)
+    replicated.layer.set_weights([values])
+    assert not replicated.local_held().any()
+    replicated.optimizer.wake_all()
+    for table in (one["table"] for one in replicated.replica_arrays()):
+        np.testing.assert_array_equal(table, values)
+    for batch in coming:
+        replicated.step(batch)
+    replicated.arrays()
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])

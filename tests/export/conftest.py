@@ -41,6 +41,7 @@ def published(tmp_path_factory):
     tracker = export.DeltaTracker(model, folder / "marks")
     export.save_version(model, base)
     train(model, 2, 3)
+    model.optimizer.settle()  # as publishing does
     num_rows = {name: len(ids) for name, ids in tracker.changed_rows(1).items()}
     export.save_delta(model, 1, delta)
     full = folder / "102", folder / "103"

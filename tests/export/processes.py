@@ -6,17 +6,19 @@ import sys
 
 import numpy as np
 
-PACKAGE = pathlib.Path(__file__).parents[2] / "tf_slipstream"
+# Runs the program as on a host that has nothing but NumPy.
+_WITHOUT_TENSORFLOW = """
+import sys
 
-# Runs the program as on a host that has nothing but NumPy. The package is an empty one, because its
-# `__init__` imports the layer and the optimizer.
-_WITHOUT_TENSORFLOW = f"""
-import sys, types
-package = types.ModuleType("tf_slipstream")
-package.__path__ = [{str(PACKAGE)!r}]
-sys.modules["tf_slipstream"] = package
-sys.modules.update(dict.fromkeys(["tensorflow", "keras", "tf_keras", "google.protobuf"]))
-{{before}}
+class Absent:
+    names = {"tensorflow", "keras", "tf_keras", "google", "absl", "h5py"}
+
+    def find_spec(self, name, path=None, target=None):
+        # No ImportError, which somebody could have expected.
+        assert name.partition(".")[0] not in self.names, f"{name} is imported"
+
+sys.meta_path.insert(0, Absent())
+BEFORE
 from tf_slipstream.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -76,7 +78,7 @@ def command_of_cli(before=""):
     Args:
         before: Python that runs first, to make something fail.
     """
-    return [sys.executable, "-c", _WITHOUT_TENSORFLOW.format(before=before)]
+    return [sys.executable, "-c", _WITHOUT_TENSORFLOW.replace("BEFORE", before)]
 
 
 def run_cli(*arguments, before=""):

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from tests.export.click_models import DIM, NUM_ROWS, click_model
 from tests.export.processes import apply_delta, command_of_cli, run_cli
-from tf_slipstream import export
 
 
 def test_help_names_the_commands_and_the_exit_codes():
@@ -136,9 +135,3 @@ def test_what_is_none_of_these_is_refused(text, tmp_path):
         assert (result.returncode, result.stdout) == (1, "")
         (line,) = result.stderr.splitlines()
         assert line.startswith("tf-slipstream inspect: error: ")
-
-
-def test_importing_the_package_of_exports_imports_no_tensorflow():
-    result = run_cli("--version", before="import tf_slipstream.export as e; e.apply_delta")
-    assert result.returncode == 0, result.stderr
-    assert {"DeltaTracker", "save_delta", "save_version"} <= set(dir(export))

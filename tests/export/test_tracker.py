@@ -1,14 +1,17 @@
 """The tracker never misses a row, whatever was saved, restored or published in between."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.delta.damage import header_of, sealed
 from tests.export.click_models import NUM_ROWS, click_model, train
 from tests.models import embedding_of, random_table, slices
 from tf_slipstream import SlipstreamOptimizer, export
 from tf_slipstream._keras import keras
-from tf_slipstream.export.sealed_file import SealedFile
+from tf_slipstream.delta.sealed_file import SealedFile
 
 DIM = 2
 
@@ -16,8 +19,11 @@ DIM = 2
 class Training:
     """Training of one table by single steps, and what a tracker should say of it."""
 
-    def __init__(self, directory, num_rows=70, seed=0):
-        self.directory, self.num_rows = directory, num_rows
+    def __init__(
+        self, directory, num_rows=70, seed=0, inner=keras.optimizers.Adam, max_versions=200
+    ):
+        self.directory, self.num_rows, self.inner = directory, num_rows, inner
+        self.max_versions = max_versions
         self.rng = np.random.default_rng(seed)
         self.published = {}  # by version, the table's values
         self.saved = {}
@@ -26,12 +32,16 @@ class Training:
     def start(self):
         """Begins as a process does: a new model, optimizer and tracker on the same directory."""
         self.layer = embedding_of(random_table(self.num_rows, DIM), name="user")
-        self.optimizer = SlipstreamOptimizer(keras.optimizers.Adam(0.1))
+        self.optimizer = SlipstreamOptimizer(self.inner(0.1))
         self.optimizer.build(self.layer.trainable_variables)
-        self.tracker = export.DeltaTracker(self.optimizer, self.directory)
+        self.tracker = export.DeltaTracker(
+            self.optimizer, self.directory, max_versions=self.max_versions
+        )
 
     @property
     def values(self):
+        """The table, after what rows are behind by is applied."""
+        self.optimizer.settle()
         return self.layer.get_weights()[0]
 
     def step(self):
@@ -43,6 +53,7 @@ class Training:
 
     def publish(self):
         version = len(self.published) + 1
+        self.optimizer.settle()  # as `save_version` and `save_delta` do
         with self.tracker.publication(version, (), {}):
             self.published[version] = self.values
         return version
@@ -64,12 +75,19 @@ class Training:
             assert changed <= said, (version, changed - said)
 
 
+@pytest.mark.parametrize("inner", ["Adagrad", "Adam"])
 @pytest.mark.parametrize("num_rows", [1, 31, 32, 33, 70])
-def test_changed_rows_are_exactly_those_written(num_rows, tmp_path, native_or_fallback):
-    training = Training(tmp_path, num_rows)
+def test_changed_rows_are_exactly_those_written(num_rows, inner, tmp_path, native_or_fallback):
+    training = Training(tmp_path, num_rows, inner=getattr(keras.optimizers, inner))
     written = {}
+    num_others = 0
     for _ in range(12):
-        rows = training.step()
+        before = training.values
+        looked_up = training.step()
+        # Under Adam rows go on moving that were looked up before.
+        rows = set(np.flatnonzero((training.values != before).any(axis=1)).tolist())
+        assert looked_up <= rows
+        num_others += len(rows - looked_up)
         for since in written.values():
             since |= rows
         if training.rng.random() < 0.4:
@@ -77,6 +95,7 @@ def test_changed_rows_are_exactly_those_written(num_rows, tmp_path, native_or_fa
         for version, since in written.items():
             assert training.tracker.changed_rows(version)["user"].tolist() == sorted(since)
     assert training.tracker.versions == sorted(written)
+    assert (num_others > 0) == (inner == "Adam" and num_rows > 1)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -160,6 +179,86 @@ def test_an_altered_mark_is_refused(tmp_path):
         training.start()
 
 
+MALFORMED_MARKS = {
+    "no mark": lambda header: header.pop("mark"),
+    "unknown field": lambda header: header["mark"].update(extra=1),
+    "id as a text": lambda header: header["mark"].update(id="1"),
+    "parents as a list": lambda header: header["mark"].update(parents=[]),
+    "another table": lambda header: header["mark"].update(parents={"item": 0}),
+    "tensors of nothing": lambda header: header["mark"].update(tensors=[{}]),
+}
+
+
+@pytest.mark.parametrize("alter", MALFORMED_MARKS.values(), ids=MALFORMED_MARKS)
+def test_a_malformed_mark_is_refused(alter, tmp_path):
+    training = Training(tmp_path)
+    training.publish()
+    (path,) = tmp_path.glob("*.mark")
+    header, sections = header_of(path.read_bytes())
+    alter(header)
+    path.write_bytes(sealed(header, sections))
+    with pytest.raises(export.ExportError, match="not an intact mark"):
+        training.start()
+
+
+def test_a_mark_of_another_number_of_rows_is_refused(tmp_path):
+    training = Training(tmp_path, num_rows=70)
+    training.publish()
+    training.publish()
+    other = Training(tmp_path, num_rows=7)
+    other.tracker.tables["user"].set_mark_id(other.tracker.mark_of(2).id)
+    with pytest.raises(export.ExportError, match="has 7 rows, and had another number"):
+        other.tracker.changed_rows(1)
+
+
+def test_marks_of_old_versions_are_removed(tmp_path):
+    training = Training(tmp_path / "marks", max_versions=3)
+    for _ in range(6):
+        training.step()
+        training.publish()
+        assert len(os.listdir(tmp_path / "marks")) == min(3, len(training.published))
+    assert training.tracker.versions == [4, 5, 6]
+    with pytest.raises(export.ExportError, match=r"too long ago for .* \[4, 5, 6\]"):
+        training.tracker.changed_rows(3)
+    training.published = {version: training.published[version] for version in (4, 5, 6)}
+    training.step()
+    training.assert_no_row_is_missed()
+    # A later process that keeps more goes on with those.
+    training.save(tmp_path / "checkpoint")
+    training.max_versions = 200
+    training.restore(tmp_path / "checkpoint")
+    training.step()
+    training.assert_no_row_is_missed()
+    training.publish()
+    assert len(os.listdir(tmp_path / "marks")) == 4
+
+
+def test_going_back_before_the_oldest_mark_is_refused_and_not_wrong(tmp_path):
+    training = Training(tmp_path / "marks", max_versions=2)
+    training.publish()
+    training.save(tmp_path / "checkpoint")
+    for _ in range(3):
+        training.step()
+        training.publish()
+    training.restore(tmp_path / "checkpoint")
+    with pytest.raises(export.ExportError, match="no mark of"):
+        training.tracker.changed_rows(4)
+
+
+def test_a_publication_that_fails_removes_no_mark(tmp_path):
+    training = Training(tmp_path, max_versions=1)
+    training.publish()
+    with pytest.raises(RuntimeError), training.tracker.publication(2, (), {}):
+        raise RuntimeError
+    assert training.tracker.versions == [1]
+
+
+@pytest.mark.parametrize("max_versions", [0, -1, 1.5, None])
+def test_at_least_one_version_is_kept(max_versions, tmp_path):
+    with pytest.raises(ValueError, match="`max_versions` must be a positive integer"):
+        Training(tmp_path, max_versions=max_versions)
+
+
 def test_what_no_step_did_can_be_noted(tmp_path):
     training = Training(tmp_path)
     training.publish()
@@ -198,6 +297,7 @@ def test_a_later_process_goes_on_from_a_saved_model(tmp_path):
     train(model, 0)
     export.save_version(model, tmp_path / "1")
     train(model, 1)
+    model.optimizer.settle()  # as saving does
     before = tracker.changed_rows(1)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

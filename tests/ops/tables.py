@@ -15,6 +15,7 @@ from tests.reference import ReferenceTable
 from tf_slipstream import StalenessPolicy, update_rules
 from tf_slipstream.ops import StepSettings, _library
 from tf_slipstream.ops.apply_rows import apply_rows
+from tf_slipstream.ops.settle_rows import settle_rows
 from tf_slipstream.state.schema import COUNTERS, POLICY_STATE, POOL_INTS, ROW_COUNTS
 from tf_slipstream.state.table import TableState
 
@@ -108,6 +109,7 @@ class Plan:
             below its own, and its gradient is NaN there.
         weight_decay, clip_value, grad_scale: As in `apply_rows`.
         seed: Of values and gradients.
+        settles: Steps after which the table is settled.
     """
 
     num_rows: int
@@ -119,6 +121,7 @@ class Plan:
     clip_value: float = 0.0
     grad_scale: float = 1.0
     seed: int = 0
+    settles: tuple = ()
 
     def values(self):
         """Returns the table before training, float32 `[num_rows, dim]`."""
@@ -230,7 +233,7 @@ def train(rule, plan, *, native, in_function=False):
     """Trains a new table as planned.
 
     Returns:
-        Its `arrays_of`, before the first step and after each.
+        Its `arrays_of`, before the first step and after each, and what follows it.
     """
     state = new_state(rule, plan.values(), wake_steps=plan.wake_steps)
 
@@ -261,6 +264,9 @@ def train(rule, plan, *, native, in_function=False):
                 tf.constant(step, tf.int64),
                 tf.constant(learning_rate),
             )
+            if step in plan.settles:
+                now = settings(step, learning_rate)
+                settle_rows(rule, [state], now, [plan.weight_decay], wake=False)
             history.append(arrays_of(state))
     return history
 
@@ -322,13 +328,15 @@ def assert_matches_reference(case, plan, arrays):
         wake_steps=plan.wake_steps,
     )
     largest, num_repeats = 0.0, 0
-    for _, ids, grads, learning_rate in plan.steps():
+    for step, ids, grads, learning_rate in plan.steps():
         reference.step(ids, grads, learning_rate, plan.grad_scale)
+        if step in plan.settles:
+            reference.settle(learning_rate)
         num_repeats = max([num_repeats, *np.bincount(ids)])
         seen = [reference.values, *reference.slots.values()]
         # Gradients are below 1, so a sum of them is below the number of its terms.
         largest = max(largest, num_repeats, *(np.abs(array).max() for array in seen))
-    tolerance = rounding_bound(len(plan.batches), num_repeats, largest)
+    tolerance = rounding_bound(len(plan.batches) + len(plan.settles), num_repeats, largest)
     np.testing.assert_allclose(arrays["table"], reference.values, 0, tolerance)
     for i, slot in enumerate(case.rule.slots):
         expected = reference.slots[slot.name].reshape(arrays[f"slot {i}"].shape)

@@ -27,7 +27,6 @@ PLAN = Plan(
 )
 
 
-
 def awake(plan):
     """Returns a plan without a policy, which the fallback does not know."""
     return dataclasses.replace(plan, wake_steps=None)

@@ -213,7 +213,17 @@ def test_a_pool_of_another_shape_is_refused(field, dtype, shape):
     fields = tables.asleep([0] * 7, 2) | {field: tf.Variable(tf.zeros(shape, dtype))}
     states = _with(two_tables(), **fields)
     batches = [good_slices(name) for name in NUM_ROWS]
-    assert_step_fails(states, batches, "the row states and pool of a table .* have shapes")
+    message = r"table 'items' \[7, 2\]: its row states and pool have shapes"
+    assert_step_fails(states, batches, message)
+
+
+@pytest.mark.parametrize("num_entries", [8, -1, np.nan])
+def test_a_pool_with_more_entries_than_it_has_is_refused(num_entries):
+    fields = tables.asleep([0] * 7, 2)
+    fields["policy_state"][0].assign(num_entries)
+    states = _with(two_tables(), **fields)
+    batches = [good_slices(name) for name in NUM_ROWS]
+    assert_step_fails(states, batches, "table 'items': a pool of 7 entries has")
 
 
 @pytest.mark.parametrize("row_state", [-8, -(2**31), -2])
@@ -250,13 +260,14 @@ class _RuleWith:
     def __init__(self, **attributes):
         self.name = attributes.get("name", ADAM.name)
         self.hyperparameters = attributes.get("hyperparameters", ADAM.hyperparameters)
+        self.tails = ADAM.tails
 
 
 @pytest.mark.parametrize(
     "attributes, message",
     [
         ({"name": "adan"}, "there is no update rule 'adan'"),
-        ({"name": "adagrad"}, "rule 'adagrad' with 2 tables: wrong number of last_steps, 2"),
+        ({"name": "adagrad"}, "rule 'adagrad' has 1 hyperparameters, got 4"),
         ({"hyperparameters": (0.5, 0.5, 0.5)}, "rule 'adam' has 4 hyperparameters"),
         ({"hyperparameters": ()}, "rule 'adam' has 4 hyperparameters"),
         # As if it were AMSGrad, which has one slot more.
@@ -266,6 +277,33 @@ class _RuleWith:
 def test_a_rule_that_does_not_fit_its_state_is_refused(attributes, message):
     batches = [good_slices(name) for name in NUM_ROWS]
     assert_step_fails(two_tables(), batches, message, rule=_RuleWith(**attributes))
+
+
+@pytest.mark.parametrize(
+    "rule, weight_decay, num_clocks", [(ADAM, 0.0, 0), (ADAM, 0.0, 1), (SGD, 0.5, 0), (SGD, 0.0, 1)]
+)
+def test_without_the_last_step_of_each_row_a_rule_that_needs_it_is_refused(
+    rule, weight_decay, num_clocks
+):
+    states = two_tables(rule)
+    if num_clocks == 0:
+        states[0] = dataclasses.replace(states[0], last_steps=None)
+    states = _with(states, last_steps=None)
+    batches, decays = [good_slices(name) for name in NUM_ROWS], [0.0, weight_decay]
+    message = f"rule '{rule.name}' with 2 tables: wrong number of last_steps, {num_clocks}"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        apply_rows(rule, states, batches, tables.settings(2), weight_decays=decays)
+
+
+@pytest.mark.parametrize("step", [0, -1, -(2**63)])
+def test_a_step_before_the_first_is_refused(step):
+    states, batches = two_tables(), [good_slices(name) for name in NUM_ROWS]
+    before = [tables.arrays_of(state) for state in states]
+    message = f"the number of a step must be at least 1, got {step}"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        apply_rows(ADAM, states, batches, tables.settings(step))
+    for state, arrays in zip(states, before):
+        tables.assert_same_bits(tables.arrays_of(state), arrays)
 
 
 def test_an_error_leaves_the_op_fit_for_the_next_step():

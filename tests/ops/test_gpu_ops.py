@@ -17,9 +17,13 @@ import tensorflow as tf
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES
 from tests.ops.test_int_types import with_uint32
+from tests.ops.test_settle_rows import STEP, entry_with, sleeping_state
+from tf_slipstream import StalenessPolicy
 from tf_slipstream.ops import StepSettings, _library
 from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.settle_rows import settle_rows
+from tf_slipstream.state.schema import POLICY_STATE, POOL_INTS
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiles: there is no g++")
 
@@ -112,11 +116,26 @@ def stepper(rule, states, context, num_lookups=None):
     @tf.function
     def step_once(step, slices):
         with context():
-            scales = [tf.constant(scale) for scale in (1.0, 0.5, 2.0)]
+            num = len(states)
+            scales = [tf.constant(scale) for scale in (1.0, 0.5, 2.0)[:num]]
             settings = StepSettings(step, tf.constant(0.25), clip_value=0.75)
-            apply_rows(rule, states, slices, settings, scales, [0.0, 0.125, 0.0], num_lookups)
+            apply_rows(rule, states, slices, settings, scales, DECAYS[:num], num_lookups)
 
     return step_once
+
+
+DECAYS = [0.0, 0.125, 0.0]
+
+
+def settler(rule, states, context, wake, decays=DECAYS):
+    """Returns a function that settles the states in a context."""
+
+    @tf.function
+    def settle(step):
+        with context():
+            settle_rows(rule, states, StepSettings(step, tf.constant(0.25)), decays, wake)
+
+    return settle
 
 
 def finder(states, context):
@@ -149,6 +168,101 @@ def test_steps_do_to_several_tables_what_they_do_on_the_cpu(name, gpu_kernels):
             step_once(tf.constant(step, tf.int64), batches(step))
         results.append(states)
     assert_same_values(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_settling_does_to_several_tables_what_it_does_on_the_cpu(name, gpu_kernels):
+    rule = RULE_CASES[name].rule
+    results = []
+    for states, context in both(lambda: three_tables(rule), gpu_kernels):
+        step_once = stepper(rule, states, context)
+        for step in (1, 2, 3):
+            step_once(tf.constant(step, tf.int64), batches(step))
+        before = [tables.arrays_of(state) for state in states]
+        settler(rule, states, context, wake=False)(tf.constant(6, tf.int64))
+        settled = [tables.arrays_of(state) for state in states]
+        # The middle one has a weight decay.
+        assert settled[1]["table"].tobytes() != before[1]["table"].tobytes()
+        settler(rule, states, context, wake=True)(tf.constant(6, tf.int64))
+        for state, arrays in zip(states, settled, strict=True):
+            again = {**tables.arrays_of(state), "pool_ints": None, "policy_state": None}
+            for variable, array in again.items():
+                assert array is None or array.tobytes() == arrays[variable].tobytes(), variable
+        step_once(tf.constant(7, tf.int64), batches(7))
+        results.append(states)
+    assert_same_values(results[1], results[0])
+
+
+@pytest.mark.parametrize("wake", [False, True])
+def test_what_is_held_is_applied_as_on_the_cpu(wake, gpu_kernels):
+    sgd, results = RULE_CASES["sgd"].rule, []
+    for states, context in both(lambda: [sleeping_state()], gpu_kernels):
+        settle = settler(sgd, states, context, wake, [0.125])
+        for step in (STEP, STEP):
+            settle(tf.constant(step, tf.int64))
+        assert not states[0].pool_floats.numpy()[:, :3].any()
+        results.append(states)
+    assert_same_values(results[1], results[0])
+
+
+def evicting_state():
+    """Returns a state with 300 idle entries, a third of which hold something, and as many rows."""
+    state = tables.new_state(RULE_CASES["adam"].rule, np.ones([600, 3]), wake_steps=[0] * 600)
+    ints, floats = state.pool_ints.numpy()[:300], state.pool_floats.numpy()[:300]
+    ints[:, POOL_INTS.index("live_step")] = np.arange(300) % 7
+    ints[:, POOL_INTS.index("num_updates")] = 50 + np.arange(300)
+    ints[::2, POOL_INTS.index("wake_step")] = 20
+    ints[::3, POOL_INTS.index("held_steps")] = 2
+    ints[:, POOL_INTS.index("is_skipped")] = 0
+    floats[::3, :3] = np.random.default_rng(0).normal(size=[100, 3])
+    row_states = np.concatenate([-1 - np.arange(300), np.zeros(300)]).astype(np.int32)
+    state.last_steps.assign(np.full(600, 5))
+    state.policy_state[POLICY_STATE.index("num_entries")].assign(300)
+    state.policy_state[POLICY_STATE.index("num_sleeping")].assign(150)
+    state.policy_state[POLICY_STATE.index("hand")].assign(100)
+    return dataclasses.replace(
+        state,
+        policy=StalenessPolicy(min_updates=1, refresh_every=0),
+        row_states=tf.Variable(row_states),
+        pool_ints=tf.Variable(ints),
+        pool_floats=tf.Variable(floats),
+    )
+
+
+@pytest.mark.parametrize("are_held_elsewhere", [False, True])
+def test_idle_entries_go_to_other_rows_as_on_the_cpu(are_held_elsewhere, gpu_kernels):
+    rule, results = RULE_CASES["adam"].rule, []
+    num_lookups = [tf.constant([9, 0, 0], tf.int64)] if are_held_elsewhere else None
+    all_ids = {900: [301, 302], 1_500: [*range(310, 500), 7], 1_501: [*range(500, 530), 9]}
+    for states, context in both(lambda: [evicting_state()], gpu_kernels):
+        step_once = stepper(rule, states, context, num_lookups)
+        for step, ids in all_ids.items():
+            grads = np.random.default_rng(step).normal(size=[len(ids), 3]).astype(np.float32)
+            step_once(tf.constant(step, tf.int64), [tables.slices(np.array(ids), grads)])
+        results.append(states)
+    assert_same_values(results[1], results[0])
+    assert results[0][0].policy_state.numpy()[8] == (100 + 3 * 256) % 300
+    has_entry = results[0][0].row_states.numpy() < 0
+    # None in step 900. Then row 7 is not idle, and of the 255 others looked at 85 hold something.
+    assert not has_entry[300:310].any()
+    assert has_entry[310:500].sum() == (170 if are_held_elsewhere else 190)
+    assert has_entry[[7, 9]].all() and has_entry.sum() == 300
+
+
+def test_a_damaged_pool_is_not_settled_and_that_is_told_when_the_next_step_begins(gpu_kernels):
+    sgd = RULE_CASES["sgd"].rule
+    states = [sleeping_state("users"), sleeping_state("items")]
+    entry_with(states[1], 3, row=6)
+    states = [with_uint32(state) for state in states]
+    before = [tables.arrays_of(state) for state in states]
+    settle = settler(sgd, states, gpu_kernels, True, [0.5, 0.5])
+    settle(tf.constant(STEP, tf.int64))
+    before[1]["counters"][6] = 1
+    for state, arrays in zip(states, before, strict=True):
+        tables.assert_same_bits(tables.arrays_of(state), arrays)
+    message = "In an earlier step.*table 'items': entry 3 of the optimizer's pool makes no sense"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        settle(tf.constant(STEP, tf.int64))
 
 
 def test_other_lookups_are_counted_in_place_of_those_found(gpu_kernels):

@@ -9,10 +9,10 @@ import tensorflow as tf
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES, slices
 from tf_slipstream.ops import _library
-from tf_slipstream.ops.apply_rows import StepSettings, apply_rows
-from tf_slipstream.ops.live_slices import policy_handles
-from tf_slipstream.ops.replica_rows import add_held, hold, replica_rows
-from tf_slipstream.ops.staleness import POOL_INTS
+from tf_slipstream.ops._tables import StepSettings, pool_arguments
+from tf_slipstream.ops.apply_rows import apply_rows
+from tf_slipstream.ops.replica_rows import add_held, hold, replica_rows, take_held
+from tf_slipstream.state.schema import POOL_INTS
 
 RULE = RULE_CASES["sgd"].rule
 NUM_ROWS, DIM, STEP = 60, 5, 7
@@ -50,8 +50,8 @@ def lookups(index_dtype=np.int64):
     return ids, grads
 
 
-def settings_of(wake_all=False):
-    return StepSettings(tf.constant(STEP, tf.int64), tf.constant(0.125), wake_all=wake_all)
+def settings_of(step=STEP):
+    return StepSettings(tf.constant(step, tf.int64), tf.constant(0.125))
 
 
 def distinct(ids, *kinds):
@@ -64,9 +64,7 @@ def sums_of(ids, grads, rows):
 
 
 @pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
-def test_awake_rows_are_sent_with_what_was_held_and_others_held_back(
-    native_or_fallback, index_dtype
-):
+def test_awake_rows_are_sent_with_what_was_held_and_others_held_back(index_dtype):
     state, (ids, grads) = state_of(), lookups(index_dtype)
     held = state.local_held.numpy()
     (rows,) = replica_rows([state], [slices(ids, grads)], settings_of())
@@ -86,7 +84,7 @@ def test_awake_rows_are_sent_with_what_was_held_and_others_held_back(
     np.testing.assert_array_equal(state.local_held, held)
 
 
-def test_holding_adds_frees_and_hands_over_what_others_wake(native_or_fallback):
+def test_holding_adds_frees_and_hands_over_what_others_wake():
     state, (ids, grads) = state_of(), lookups()
     expected = state.local_held.numpy()
     (rows,) = replica_rows([state], [slices(ids, grads)], settings_of())
@@ -107,18 +105,51 @@ def test_holding_adds_frees_and_hands_over_what_others_wake(native_or_fallback):
     np.testing.assert_array_equal(state.pool_floats, before)
 
 
-def test_a_refresh_hands_over_all_that_is_held(native_or_fallback):
-    state, nothing = state_of(), slices(np.zeros([0], np.int64), np.zeros([0, DIM], np.float32))
+@pytest.mark.parametrize("step", [STEP, STEP + 1])
+def test_a_refresh_hands_over_all_that_is_held(step):
+    policy = dataclasses.replace(state_of().policy, refresh_every=STEP)
+    state = dataclasses.replace(state_of(), policy=policy)
+    nothing = slices(np.zeros([0], np.int64), np.zeros([0, DIM], np.float32))
     before = state.local_held.numpy()
-    settings = settings_of(wake_all=True)
-    (rows,) = replica_rows([state], [nothing], settings)
-    entries, held = hold(state, rows, tf.zeros([0], tf.int64), settings)
+    (rows,) = replica_rows([state], [nothing], settings_of(step))
+    entries, held = hold(state, rows, tf.zeros([0], tf.int64), settings_of(step))
+    if step == STEP:
+        _assert_all_is_handed_over(state, before, entries, held)
+    else:
+        assert tf.size(entries) == 0
+        np.testing.assert_array_equal(state.local_held, before)
+
+
+def test_between_steps_all_that_is_held_can_be_taken():
+    state = state_of()
+    before = state.local_held.numpy()
+    _assert_all_is_handed_over(state, before, *take_held(state))
+    entries, held = take_held(state)
+    assert tf.size(entries) == tf.size(held) == 0
+
+
+def _assert_all_is_handed_over(state, before, entries, held):
     np.testing.assert_array_equal(entries, np.flatnonzero(before.any(axis=1)))
     np.testing.assert_array_equal(held, before[entries])
     assert not state.local_held.numpy().any()
 
 
-def test_deferred_rows_travel_where_a_replica_does_not_hold(native_or_fallback):
+def test_without_native_ops_every_row_travels():
+    """Rows that sleep are the native library's: here is no policy."""
+    ids, grads = lookups()
+    grads = np.nan_to_num(grads)
+    state = tables.new_state(RULE, np.zeros([NUM_ROWS, DIM]))
+    with _library.fallback():
+        (rows,) = replica_rows([state], [slices(ids, grads)], settings_of())
+    sent = list(dict.fromkeys(ids.tolist()))
+    np.testing.assert_array_equal(rows.sent.indices, sent)
+    np.testing.assert_array_equal(rows.sent.values, sums_of(ids, grads, sent))
+    np.testing.assert_array_equal(rows.num_lookups, [len(ids), 0, 0])
+    nothing = (rows.stale_ids, rows.deferred.indices, rows.released)
+    assert all(tf.size(one) == 0 for one in nothing)
+
+
+def test_deferred_rows_travel_where_a_replica_does_not_hold():
     state, (ids, grads) = state_of(holds=False), lookups()
     (rows,) = replica_rows([state], [slices(ids, grads)], settings_of())
     sent = distinct(ids, "deferred", "waking", "awake")
@@ -140,7 +171,7 @@ def test_the_native_op_refuses_what_does_not_fit():
     native, state = _library.native_ops(), state_of()
     ids, grads = lookups()
     arguments = dict(
-        policy_handles([state]),
+        pool_arguments([state]),
         local_held=[state.local_held.handle],
         woken_at=[tf.constant(0, tf.int64)],
         indices=[tf.constant(ids)],

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from tf_slipstream.ops.row_cache import RowCache, native_ops, push_rows, sum_gradients
+from tf_slipstream.ops._library import needed_native_ops
+from tf_slipstream.ops.row_cache import RowCache, push_rows, sum_gradients
 
 NUM_ROWS, DIM = 12, 3
 _names = (f"test{i}" for i in itertools.count())
@@ -31,7 +32,7 @@ def cache_of(**changes):
 
 def find(cache, ids, step):
     """Returns `inverse`, `ids`, `num_lookups`, `cached` and the shards' `pulls`."""
-    found = native_ops().slipstream_row_cache_find(
+    found = needed_native_ops().slipstream_row_cache_find(
         tf.constant(ids, tf.int64),
         step,
         num_shards=len(cache.row_starts) - 1,
@@ -49,7 +50,7 @@ def look_up(cache, table, sleeps, ids, step):
     starts = cache.row_starts
     pulled = [table[np.array(p, int) + start] for p, start in zip(pulls, starts)]
     asleep = [sleeps[np.array(p, int) + start] for p, start in zip(pulls, starts)]
-    native_ops().slipstream_row_cache_store(
+    needed_native_ops().slipstream_row_cache_store(
         distinct,
         [tf.constant(rows.reshape(-1, DIM), tf.float32) for rows in pulled],
         [tf.constant(one, tf.int32) for one in asleep],
@@ -100,7 +101,7 @@ def test_each_row_is_asked_for_once_from_its_shard():
 def test_summed_gradients_come_in_the_order_in_which_ids_were_found():
     ids = [7, 0, 7, 4, 5, 11, 0, 7]
     cache, grads = cache_of(), np.arange(8 * DIM, dtype=np.float32).reshape(8, DIM)
-    found = native_ops().slipstream_row_cache_find(
+    found = needed_native_ops().slipstream_row_cache_find(
         ids, 1, num_shards=2, max_age=0, table_name="user", **cache._attributes()
     )
     distinct, sums = sum_gradients(cache, tf.constant(ids, tf.int64), grads)

@@ -13,13 +13,14 @@ import tensorflow as tf
 from tests.ops import tables
 from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.settle_rows import settle_rows
 
 NUM_LOOKUPS = 60_000
 RULES = ("sgd", "row_wise_adagrad", "adam", "ftrl_all")
 
 
 def training_hash():
-    """Returns a hash of tables and slots after two steps of some rules, and of live slices."""
+    """Returns a hash of tables and slots after some steps and settling, and of live slices."""
     digest = hashlib.sha256()
     for name in RULES:
         rule = tables.RULE_CASES[name].rule
@@ -34,6 +35,7 @@ def training_hash():
             for live in live_slices(states, batches, tf.constant(step, tf.int64)):
                 digest.update(live.indices.numpy().tobytes() + live.values.numpy().tobytes())
             apply_rows(rule, states, batches, tables.settings(step, 0.125))
+        settle_rows(rule, states, tables.settings(5, 0.125), [0.0, 0.125], wake=False)
         for state in states:
             for _, array in sorted(tables.arrays_of(state).items()):
                 digest.update(array.tobytes())

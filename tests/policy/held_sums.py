@@ -1,7 +1,8 @@
 """The oracle's rules: what the sum of a row's gradients in some batches does to the row.
 
-In NumPy, from the table at the end of docs/policy.md, around the rules of `tests/reference.py`. A
-rule that is not here takes the sum as the gradient of one batch.
+In NumPy, around the rules of `tests/reference.py`: as many steps as there were batches, each with
+the mean gradient. The product has these sums in closed form. A rule that is not here takes the sum
+as the gradient of one batch.
 """
 
 import dataclasses
@@ -32,33 +33,40 @@ def held_update(rule, row, slots, held, num_batches, learning_rate, step_number)
 
 @held_update.register
 def _(rule: reference.Sgd, row, slots, held, num_batches, learning_rate, step_number):
-    for _ in range(num_batches):  # the page has these steps in closed form
+    for _ in range(num_batches):
         row, slots = rule.update(row, slots, held / num_batches, learning_rate, step_number)
     return row, slots
 
 
 @held_update.register
 def _(rule: reference.Adam, row, slots, held, num_batches, learning_rate, step_number):
-    k = num_batches
-    momentum = slots["momentum"] + (held / k - slots["momentum"]) * (1 - rule.beta_1**k)
-    velocity = slots["velocity"] + (held**2 / k - slots["velocity"]) * (1 - rule.beta_2**k)
+    mean, square = held / num_batches, held**2 / num_batches
+    momentum, velocity = slots["momentum"], slots["velocity"]
+    sum_of_momenta = np.zeros_like(momentum)
+    for _ in range(num_batches):
+        momentum = momentum + (1 - rule.beta_1) * (mean - momentum)
+        # Gradients of pure noise add up to a sum whose square is as many times one's.
+        velocity = velocity + (1 - rule.beta_2) * (square - velocity)
+        sum_of_momenta = sum_of_momenta + momentum
     velocity_hat = np.maximum(slots["velocity_hat"], velocity)
     alpha = learning_rate * math.sqrt(1 - rule.beta_2**step_number)
     alpha /= 1 - rule.beta_1**step_number
     used_velocity = velocity_hat if rule.amsgrad else velocity
-    row = row - k * alpha * momentum / (np.sqrt(used_velocity) + rule.epsilon)
+    row = row - alpha * sum_of_momenta / (np.sqrt(used_velocity) + rule.epsilon)
     return row, {"momentum": momentum, "velocity": velocity, "velocity_hat": velocity_hat}
 
 
 @held_update.register
 def _(rule: reference.RmsProp, row, slots, held, num_batches, learning_rate, step_number):
-    k, decay = num_batches, rule.rho**num_batches
-    velocity = decay * slots["velocity"] + (1 - decay) * held**2 / k
-    average = decay * slots["average_gradient"] + (1 - decay) * held / k
+    mean, square = held / num_batches, held**2 / num_batches
+    velocity, average = slots["velocity"], slots["average_gradient"]
+    for _ in range(num_batches):
+        velocity = rule.rho * velocity + (1 - rule.rho) * square
+        average = rule.rho * average + (1 - rule.rho) * mean
     variance = velocity - average**2 if rule.centered else velocity
-    increment = learning_rate * (held / k) / np.sqrt(variance + rule.epsilon)
+    increment = learning_rate * mean / np.sqrt(variance + rule.epsilon)
     momentum = slots["momentum"]
-    for _ in range(k):
+    for _ in range(num_batches):
         momentum = rule.momentum * momentum + increment
         row = row - momentum
     return row, {"velocity": velocity, "momentum": momentum, "average_gradient": average}

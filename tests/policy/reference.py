@@ -1,7 +1,8 @@
 """The oracle of the policy's tests: a table whose rows sleep, as docs/policy.md has it.
 
 In float64 and plain Python, row by row, so that every line can be held against that page; it
-imports nothing of the product. Numbers in comments are those of the page's list.
+imports nothing of the product. Numbers in comments are those of the page's list. What momentum and
+weight decay do to a row between its batches is `tests/reference.py`'s.
 """
 
 import dataclasses
@@ -11,9 +12,10 @@ import numpy as np
 
 from tests.policy.drift import drift
 from tests.policy.held_sums import correlation, held_update
-from tests.reference import RULES, summed_rows
+from tests.reference import ReferenceTable, summed_rows
 
 MAX_COUNT = 2**31 - 1
+CLOCK_STEPS = 2**31 - 1
 INT_FIELDS = (
     "row",
     "wake_step",
@@ -42,48 +44,43 @@ class Entry:
     is_skipped: int = 0
     path: float = 0.0
 
+    def is_idle(self, step):
+        """Whether nobody has looked the row up for so long that another may get its entry."""
+        return step - max(self.live_step, self.wake_step) >= 1000
 
-class PolicyTable:
+
+class PolicyTable(ReferenceTable):
     """A table with its optimizer state and its policy's, trained one step at a time.
 
     Args:
         values: Floats `[num_rows, dim]`, copied.
         rule: A key of `RULES`.
         policy: An object with the fields of a `StalenessPolicy`.
-        weight_decay: Share of a row, times the learning rate, that each batch takes off.
-        clipvalue: Bound on each element of a summed gradient, or None.
-        **hyperparameters: Fields of the rule.
+        least_capacity: Entries that any pool has, where there are as many rows.
+        **options: `weight_decay`, `clipvalue` and fields of the rule, as of `ReferenceTable`.
 
     Attributes:
-        values, slots, last_step, step_number: As in `ReferenceTable`.
+        values, slots, last_step, is_spent, step_number: As in `ReferenceTable`.
         counts: Int64 `[num_rows]`, the batches that looked a row up before it was popular.
-        pool: The `Entry` of each popular row, in the order in which they became popular.
-        woken_at, learning_rate, threshold, strictness, control_lookups, control_stale: As in
+        pool: The `Entry` of each popular row, by its place.
+        woken_at, learning_rate, threshold, strictness, control_lookups, control_stale, hand: As in
             `policy_state`.
         counters: Dict from the names in `SkipStats` to counts.
         closest_call: The smallest distance of a drift from what it was compared with, as a share
             of that. What rounds may judge otherwise where it is small.
         num_at_rest, num_moving: Judgements so far, by what they found.
+        num_evicted: Rows that have lost their entry so far.
     """
 
-    def __init__(
-        self, values, rule, policy, *, weight_decay=0.0, clipvalue=None, **hyperparameters
-    ):
-        self.values = np.array(values, np.float64)
-        num_rows, dim = self.values.shape
-        self.rule = RULES[rule](**hyperparameters)
+    def __init__(self, values, rule, policy, *, least_capacity=4096, **options):
+        super().__init__(values, rule, **options)
+        num_rows = len(self.values)
         self.policy = policy
-        self.weight_decay, self.clipvalue = weight_decay, clipvalue
-        self.slots = {
-            name: np.array([slot] * num_rows, np.float64)
-            for name, slot in self.rule.initial_slots(dim).items()
-        }
-        self.last_step = np.zeros(num_rows, np.int64)
         self.counts = np.zeros(num_rows, np.int64)
-        self.step_number = 0
         self.pool, self._entries = [], {}
-        self.capacity = min(num_rows, max(4096, math.ceil(policy.popular_share * num_rows)))
-        self.woken_at, self.learning_rate, self.strictness = 0, 0.0, 1.0
+        share = math.ceil(policy.popular_share * num_rows)
+        self.capacity = min(num_rows, max(least_capacity, share))
+        self.woken_at, self.learning_rate, self.strictness, self.hand = 0, 0.0, 1.0, 0
         is_found = policy.threshold is None
         self.threshold = float(policy.max_threshold if is_found else policy.threshold)
         self.control_lookups = self.control_stale = 0
@@ -91,7 +88,7 @@ class PolicyTable:
         names = [f"num{kind}_{what}" for what in ("lookups", "row_updates") for kind in kinds]
         self.counters = dict.fromkeys(names, 0)
         self.closest_call = math.inf
-        self.num_at_rest = self.num_moving = 0
+        self.num_at_rest = self.num_moving = self.num_evicted = 0
 
     @property
     def num_sleeping(self):
@@ -107,21 +104,34 @@ class PolicyTable:
         elif not 0.8 * self.learning_rate <= learning_rate <= 1.25 * self.learning_rate:
             self.learning_rate, self.woken_at = learning_rate, t
         is_refresh = every > 0 and t % every == 0
-        if is_refresh:  # 2
+        # The counter of steps may have been set back.
+        if is_refresh or self.woken_at > t:  # 2
             self.woken_at = t
+        candidates = []
         for row, grad in zip(*summed_rows(ids, grads), strict=True):
             if self.clipvalue is not None:
                 grad = np.clip(grad, -self.clipvalue, self.clipvalue)
-            self._look_up(int(row), grad, np.count_nonzero(ids == row), learning_rate)
+            self._look_up(int(row), grad, np.count_nonzero(ids == row), learning_rate, candidates)
+        self._make_popular(candidates, learning_rate)
         if is_refresh:
-            self._apply_held(learning_rate)
+            self._apply_held(learning_rate, wake=True)
         if self.policy.threshold is None:
             self._control_threshold()
 
+    def settle(self, learning_rate, wake=False):
+        """Applies all that is held and what rows are behind; then they sleep on, or wake."""
+        if wake:
+            self.woken_at = max(1, self.step_number)
+        self._apply_held(learning_rate, wake)
+        super().settle(learning_rate)
+
     def wake_all(self, learning_rate):
-        """Applies all that is held, and ends every sleep."""
-        self.woken_at = self.step_number
-        self._apply_held(learning_rate)
+        """Does the same, and ends every sleep."""
+        self.settle(learning_rate, wake=True)
+
+    def set_back(self, num_steps):
+        """Sets the counter of steps back."""
+        self.step_number = num_steps
 
     def entry_of(self, row):
         """Returns the `Entry` of a row, or None."""
@@ -131,13 +141,15 @@ class PolicyTable:
         """Whether a row sleeps in step `step_number`."""
         if self.step_number >= entry.wake_step or entry.live_step < self.woken_at:
             return False
+        if self.step_number < entry.live_step:  # the counter of steps was set back
+            return False
         return bool(entry.is_skipped) or entry.held_steps < entry.period - 1
 
-    def _look_up(self, row, grad, num_lookups, learning_rate):
+    def _look_up(self, row, grad, num_lookups, learning_rate, candidates):
         entry = self.entry_of(row)
         self._count("", num_lookups)
         if entry is None:
-            self._update_live(row, grad, learning_rate)
+            self._update_live(row, grad, learning_rate, candidates)
         elif not self.is_asleep(entry):
             self._update_popular(entry, grad, learning_rate)
         elif entry.is_skipped:  # 3
@@ -155,12 +167,19 @@ class PolicyTable:
             self.control_lookups += 0 if kind else num_lookups
             self.control_stale += num_lookups if kind else 0
 
-    def _update_live(self, row, grad, learning_rate):  # 5
-        self._update_row(row, grad, 1, learning_rate)
+    def _update_live(self, row, grad, learning_rate, candidates):  # 5
+        self._update_row_with_sum(row, grad, 1, learning_rate)
         self.counts[row] = min(self.counts[row] + 1, MAX_COUNT)
-        is_popular = self.counts[row] >= self.policy.min_updates
-        if is_popular and self.step_number > self.policy.warm_up and len(self.pool) < self.capacity:
-            self._entries[row] = Entry(
+        if self.counts[row] >= self.policy.min_updates and self.step_number > self.policy.warm_up:
+            candidates.append(row)
+
+    def _make_popular(self, candidates, learning_rate):
+        num_free = self.capacity - len(self.pool)
+        evicted = self._evict(len(candidates) - num_free, learning_rate)
+        for number, row in enumerate(candidates):
+            if number >= num_free + len(evicted):
+                break
+            entry = Entry(
                 row=row,
                 live_step=self.step_number,
                 num_updates=int(self.counts[row]),
@@ -168,14 +187,37 @@ class PolicyTable:
                 held=np.zeros_like(self.values[row]),
                 snapshot=self.values[row].copy(),
             )
-            self.pool.append(self._entries[row])
+            self._entries[row] = entry
+            if number < num_free:
+                self.pool.append(entry)
+            else:
+                self.pool[evicted[number - num_free]] = entry
+
+    def _evict(self, num_wanted, learning_rate):
+        """Returns places in the pool, so many at most, that idle rows have lost."""
+        evicted, num_entries = [], len(self.pool)
+        if num_wanted <= 0 or num_entries == 0:
+            return evicted
+        for number in range(min(256, num_entries)):
+            place = (self.hand + number) % num_entries
+            entry = self.pool[place]
+            if len(evicted) == num_wanted or not entry.is_idle(self.step_number):
+                continue
+            if entry.held_steps > 0:
+                self._apply(entry, entry.held, entry.held_steps, learning_rate)
+            self.counts[entry.row] = min(entry.num_updates, MAX_COUNT)
+            del self._entries[entry.row]
+            evicted.append(place)
+        self.hand = (self.hand + 256) % num_entries
+        self.num_evicted += len(evicted)
+        return evicted
 
     def _update_popular(self, entry, grad, learning_rate):  # 6
         total, num_batches = entry.held + grad, entry.held_steps + 1
         num_in_cycle = num_batches
         if self.policy.on_stale == "defer" and entry.wake_step > 0 and entry.is_skipped:
             num_in_cycle = entry.period
-        cycle = self.step_number - entry.live_step
+        cycle = max(1, self.step_number - entry.live_step)
         sleeps_on = entry.wake_step > 0 and entry.live_step >= self.woken_at
         entry.num_updates += 1
         self._apply(entry, total, num_batches, learning_rate)
@@ -186,9 +228,10 @@ class PolicyTable:
         num_sleeps, period = 0, entry.period  # of batches
         is_judged = entry.window_updates >= num_judged
         if is_judged:
-            num_sleeps = self._judge(entry)
+            num_sleeps = self._judge(entry, cycle)
         if policy.on_stale == "defer" and (is_judged or sleeps_on):
             num_sleeps = min(entry.period, self._longest(entry)) - 1
+        entry.wake_step = 0
         if num_sleeps > 0:
             num_steps = min(-(-num_sleeps * cycle // num_in_cycle), policy.max_age)  # rounded up
             if policy.on_stale == "defer" and (entry.period != period or not sleeps_on):
@@ -203,21 +246,22 @@ class PolicyTable:
 
     def _apply(self, entry, total, num_batches, learning_rate):
         before = self.values[entry.row].copy()
-        self._update_row(entry.row, total, num_batches, learning_rate)
+        self._update_row_with_sum(entry.row, total, num_batches, learning_rate)
         entry.window_updates += 1
-        entry.live_step = self.step_number
+        entry.live_step = max(1, self.step_number)
         entry.held = np.zeros_like(entry.held)
-        entry.held_steps = entry.wake_step = 0
+        entry.held_steps = 0
         if self.policy.drift_metric == "coherence":
             entry.path += float(np.sum((self.values[entry.row] - before) ** 2))
         elif self.policy.drift_metric == "loss":
             entry.path -= float(np.dot(total, before - entry.snapshot))
 
-    def _apply_held(self, learning_rate):  # 7
+    def _apply_held(self, learning_rate, wake):  # 7
         for entry in self.pool:
             if entry.held_steps > 0:
                 self._apply(entry, entry.held, entry.held_steps, learning_rate)
-            entry.wake_step = 0
+            if wake:
+                entry.wake_step = 0
 
     def _control_threshold(self):  # 8
         if self.step_number % 100 or self.control_lookups == 0:
@@ -233,7 +277,7 @@ class PolicyTable:
         self.threshold = min(max(threshold, most / 1000), most)
         self.control_lookups = self.control_stale = 0
 
-    def _judge(self, entry):
+    def _judge(self, entry, cycle):
         """Returns for how many batches the row sleeps under "skip"."""
         policy = self.policy
         moved = drift(
@@ -242,7 +286,8 @@ class PolicyTable:
             entry.snapshot,
             entry.path,
             entry.window_updates,
-            correlation(self.rule) ** (1 if policy.on_stale == "skip" else entry.period),
+            # A row that missed a step before this one got all of its last gradient at once.
+            correlation(self.rule) if cycle == 1 else 0.0,
         )
         is_at_rest = self._compare(moved, self.threshold * self.strictness)
         longest, num_sleeps = self._longest(entry), 0
@@ -272,20 +317,16 @@ class PolicyTable:
         self.closest_call = min(self.closest_call, gap)
         return bool(value <= limit)
 
-    def _update_row(self, row, total, num_batches, learning_rate):
-        slots = {name: slot[row] for name, slot in self.slots.items()}
-        if self.last_step[row] > 0:
-            num_missed = int(self.step_number - self.last_step[row]) - num_batches
-            for name, decay in self.rule.missed_step_decays().items():
-                slots[name] = slots[name] * decay**num_missed
-        value = self.values[row] * (1 - learning_rate * self.weight_decay) ** num_batches
-        value, slots = held_update(
-            self.rule, value, slots, total, num_batches, learning_rate, self.step_number
+    def _update_row_with_sum(self, row, total, num_batches, learning_rate):
+        step = max(1, self.step_number)
+        self._touch(
+            row,
+            num_batches,
+            learning_rate,
+            lambda *before: held_update(
+                self.rule, *before, total, num_batches, learning_rate, step
+            ),
         )
-        self.values[row] = value
-        for name, slot in slots.items():
-            self.slots[name][row] = slot
-        self.last_step[row] = self.step_number
 
     def arrays(self):
         """Returns the variables of docs/policy.md as a dict of arrays, all in 64 bits."""
@@ -293,15 +334,17 @@ class PolicyTable:
         row_states = self.counts.copy()
         pool_ints = np.zeros([self.capacity, len(INT_FIELDS)], np.int64)
         pool_floats = np.zeros([self.capacity, 2 * dim + 1])
+        clocks = np.where(self.last_step > 0, 1 + (self.last_step - 1) % CLOCK_STEPS, 0)
         for number, entry in enumerate(self.pool):
             row_states[entry.row] = -1 - number
             pool_ints[number] = [getattr(entry, field) for field in INT_FIELDS]
             pool_floats[number] = [*entry.held, *entry.snapshot, entry.path]
         state = [len(self.pool), self.num_sleeping, self.woken_at, self.learning_rate]
         state += [self.threshold, self.strictness, self.control_lookups, self.control_stale]
+        state += [self.hand]
         return {
             "table": self.values,
-            "last_steps": self.last_step,
+            "last_steps": np.where(self.is_spent, clocks - 2**31, clocks),
             "row_states": row_states,
             "pool_ints": pool_ints,
             "pool_floats": pool_floats,

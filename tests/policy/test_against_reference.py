@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.ops.tables import changed, native_or_fallback_ops
+from tests.ops.tables import changed
 from tests.policy.training import (
     METRICS,
     RULES,
@@ -25,15 +25,14 @@ MARGIN = 1e-3
 TOLERANCE = 40 * 30 * np.finfo("float32").eps
 
 
-def follow(name, policy, stream, *, native=True, events=None, **options):
+def follow(name, policy, stream, *, events=None, **options):
     """Trains product and oracle together and compares them after every step.
 
     Args:
         name: A key of `RULES`.
         policy, stream: What to train.
-        native: Whether with the native ops.
-        events: Dict from a step number to what comes after that step: "wake_all", or a number,
-            the new strictness.
+        events: Dict from a step number to what comes after that step: "wake_all", "settle",
+            "set_back", which halves the counter of steps, or a number, the new strictness.
         **options: `weight_decay` and `clipvalue`.
 
     Returns:
@@ -46,16 +45,15 @@ def follow(name, policy, stream, *, native=True, events=None, **options):
         happen((events or {}).get(number), oracle, batch[2])
     assume(oracle.closest_call > MARGIN)
     oracle = oracle_of(stream.values(), name, policy, **options)
-    with native_or_fallback_ops(native):
-        product = Product(stream.values(), name, policy, **options)
-        for number, batch in enumerate(stream.steps(), start=1):
-            for one in (product, oracle):
-                one.step(*batch)
-                happen((events or {}).get(number), one, batch[2])
-            try:
-                assert_matches(product.arrays(), oracle, TOLERANCE)
-            except AssertionError as error:
-                raise AssertionError(f"after step {number}: {error}") from None
+    product = Product(stream.values(), name, policy, **options)
+    for number, batch in enumerate(stream.steps(), start=1):
+        for one in (product, oracle):
+            one.step(*batch)
+            happen((events or {}).get(number), one, batch[2])
+        try:
+            assert_matches(product.arrays(), oracle, TOLERANCE)
+        except AssertionError as error:
+            raise AssertionError(f"after step {number}: {error}") from None
     marked = changed(product.state.changed_rows.numpy(), len(stream.shares))
     np.testing.assert_array_equal(marked, oracle.last_step > 0)
     stats = product.optimizer.skip_stats()["user"]
@@ -66,19 +64,27 @@ def follow(name, policy, stream, *, native=True, events=None, **options):
 
 def happen(event, one, learning_rate):
     """Does what comes between two steps to a `Product` or a `PolicyTable`."""
-    if event == "wake_all" and isinstance(one, Product):
-        one.optimizer.wake_all()
-    elif event == "wake_all":
-        one.wake_all(learning_rate)
+    if event == "set_back":
+        one.set_back(num_steps(one) // 2)
+    elif event in ("wake_all", "settle") and isinstance(one, Product):
+        getattr(one.optimizer, event)()
+    elif event in ("wake_all", "settle"):
+        getattr(one, event)(learning_rate)
     elif event is not None and isinstance(one, Product):
         one.optimizer.set_strictness(event)
     elif event is not None:
         one.strictness = event
 
 
+def num_steps(one):
+    return int(one.optimizer.iterations) if isinstance(one, Product) else one.step_number
+
+
 step_numbers = st.integers(1, 39)
 drawn_events = st.dictionaries(
-    step_numbers, st.sampled_from(["wake_all", 0.5, 0.0625, 1.0]), max_size=3
+    step_numbers,
+    st.sampled_from(["wake_all", "settle", "settle", "set_back", 0.5, 0.0625, 1.0]),
+    max_size=4,
 )
 drawn_options = st.fixed_dictionaries(
     {
@@ -93,37 +99,23 @@ def without_none(options):
 
 
 @pytest.mark.parametrize("name", RULES)
-@hypothesis_settings(max_examples=5)
+@hypothesis_settings(max_examples=8)
 @given(policy=drawn_policies(), stream=streams(), events=drawn_events, options=drawn_options)
 def test_native_steps_match_the_oracle(name, policy, stream, events, options):
     follow(name, policy, stream, events=events, **without_none(options))
 
 
-@hypothesis_settings(max_examples=6)
-@given(
-    name=st.sampled_from(sorted(RULES)),
-    policy=drawn_policies(),
-    stream=streams(),
-    events=drawn_events,
-    options=drawn_options,
-)
-def test_fallback_steps_match_the_oracle(name, policy, stream, events, options):
-    follow(name, policy, stream, native=False, events=events, **without_none(options))
-
-
 # Thresholds between the drifts of rows that are pulled and of rows that are not.
-THRESHOLDS = {"coherence": 1.0, "relative_l2": 0.1, "l2": 0.2, "mean_abs": 0.0625, "loss": 0.02}
+THRESHOLDS = {"coherence": 1.0, "relative_l2": 0.1, "l2": 0.2, "mean_abs": 0.09, "loss": 0.02}
 
 
-@pytest.mark.parametrize(
-    "on_stale, native", [("defer", True), ("skip", True), ("defer", False)], ids=str
-)
+@pytest.mark.parametrize("on_stale", ["defer", "skip"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_finds_rows_at_rest_and_rows_that_move(metric, on_stale, native):
+def test_every_metric_finds_rows_at_rest_and_rows_that_move(metric, on_stale):
     policy = policies(
         drift_metric=metric, threshold=THRESHOLDS[metric], on_stale=on_stale, updates_per_sleep=1
     )
-    oracle = follow("adam", policy, sure_stream("adam", policy), native=native)
+    oracle = follow("adam", policy, sure_stream("adam", policy))
     assert oracle.num_at_rest >= 5 and oracle.num_moving >= 5
     kind = {"defer": "deferred", "skip": "skipped"}[on_stale]
     assert oracle.counters[f"num_{kind}_row_updates"] >= 5
@@ -141,7 +133,7 @@ def sure_stream(name, policy, **fields):
     raise AssertionError("no stream is sure")
 
 
-@pytest.mark.parametrize("name, skip_below", [("sgd", 0.25), ("adam", 0.125)])
+@pytest.mark.parametrize("name, skip_below", [("sgd", 0.25), ("adam", 0.5)])
 def test_a_row_at_true_rest_is_skipped_instead_of_deferred(name, skip_below):
     policy = policies(drift_metric="l2", threshold=1e6, skip_below=skip_below)
     stream = sure_stream(name, policy, pull=0.0)
@@ -150,8 +142,7 @@ def test_a_row_at_true_rest_is_skipped_instead_of_deferred(name, skip_below):
     assert oracle.counters["num_deferred_row_updates"] >= 5
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
-def test_a_threshold_that_is_found_follows_the_oracle(native):
+def test_a_threshold_that_is_found_follows_the_oracle():
     policy = policies(threshold=None, target_skip=0.3, max_threshold=1.5)
     stream = sure_stream("adagrad", policy, num_steps=330)
     oracle = oracle_of(stream.values(), "adagrad", policy)
@@ -160,4 +151,4 @@ def test_a_threshold_that_is_found_follows_the_oracle(native):
         oracle.step(*batch)
         thresholds.append(oracle.threshold)
     assert len(set(thresholds)) >= 2
-    follow("adagrad", policy, stream, native=native)
+    follow("adagrad", policy, stream)

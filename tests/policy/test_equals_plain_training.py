@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.policy.training import RULES, Product, Stream, policies
+from tf_slipstream.ops import _library
 
 STREAM = Stream(
     dim=9, shares=(1.0, 1.0, 0.9, 0.6, 0.3, 0.1, 0.02), num_steps=200, change_rate_at=120
@@ -44,11 +45,29 @@ def test_a_policy_under_which_no_row_sleeps_is_no_policy(sleepless, name):
     assert_same_training(train(name, SLEEPLESS[sleepless]), train(name, None))
 
 
-@pytest.mark.parametrize("name", ["nesterov", "adagrad", "adam", "rmsprop_centered_momentum"])
-def test_a_period_of_1_is_no_policy_in_the_fallback(name, native_or_fallback):
-    stream = Stream(num_steps=40)
-    arrays = train(name, SLEEPLESS["a period of 1"], stream)
-    assert_same_training(arrays, train(name, None, stream))
+@pytest.mark.parametrize("name", ["nesterov", "adagrad", "adam"])
+@pytest.mark.parametrize("policy", [policies(threshold=1e6), policies(on_stale="skip")])
+def test_without_native_ops_every_row_is_live_and_one_warning_says_so(policy, name):
+    stream = Stream(num_steps=20)
+    with _library.fallback():
+        message = "Every row of table 'user' stays live: its policy needs .* native ops"
+        with pytest.warns(RuntimeWarning, match=message) as caught:
+            product = Product(stream.values(), name, policy)
+            for batch in stream.steps():
+                product.step(*batch)
+        assert len(caught) == 1
+        product.optimizer.wake_all()
+        without = Product(stream.values(), name, None)
+        for batch in stream.steps():
+            without.step(*batch)
+        without.optimizer.wake_all()
+    arrays, expected = product.arrays(), without.arrays()
+    assert arrays.keys() == expected.keys()
+    for variable, array in expected.items():
+        assert arrays[variable].tobytes() == array.tobytes(), variable
+    stats = product.optimizer.skip_stats()["user"]
+    assert stats.num_stale_rows == stats.num_deferred_lookups == stats.num_skipped_lookups == 0
+    assert stats.num_lookups > 0
 
 
 def test_without_a_policy_there_is_nothing_of_one():

@@ -1,4 +1,4 @@
-"""The end of `fit`, saving and exporting apply what is held."""
+"""Whatever reads a model's weights gets them with all that is held; the end of `fit` wakes rows."""
 
 import numpy as np
 import pytest
@@ -25,20 +25,70 @@ def held(model):
     return int(model.optimizer.tables["user"].pool_ints.numpy()[:, 4].sum())
 
 
-def half_trained_model():
+def table_of(model):
+    """Returns a copy of a model's table as it is, whatever is held."""
+    return np.array(_keras.tf_variable(model.layers[1].embeddings).numpy())
+
+
+def num_stale(model):
+    return model.optimizer.skip_stats()["user"].num_stale_rows
+
+
+def half_trained_model(name="sgd"):
     """Returns a model that holds gradients, and a copy of its table once they are applied."""
     made = []
     for _ in range(2):
-        model = make_model()
+        model = make_model(name=name)
         train_some(model, 40, seed=1)
         assert held(model) > 0
         made.append(model)
     model, twin = made
-    before = np.array(model.layers[1].get_weights()[0])
+    before = table_of(model)
     twin.optimizer.wake_all()
-    applied = np.array(twin.layers[1].get_weights()[0])
+    applied = table_of(twin)
     assert (before != applied).any()
     return model, applied
+
+
+READERS = {
+    "evaluate": lambda model: model.evaluate(IDS, np.ones([len(IDS), 1]), verbose=0),
+    "predict": lambda model: model.predict(IDS, verbose=0),
+    "test_on_batch": lambda model: model.test_on_batch(IDS, np.ones([len(IDS), 1])),
+    "predict_on_batch": lambda model: model.predict_on_batch(IDS),
+    "get_weights": lambda model: model.get_weights(),
+    "get_weights of the layer": lambda model: model.layers[1].get_weights(),
+    "settle": lambda model: model.optimizer.settle(),
+}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_sees_all_that_is_held_and_wakes_no_row(reader, name):
+    model, applied = half_trained_model(name)
+    sleeping = num_stale(model)
+    READERS[reader](model)
+    np.testing.assert_array_equal(table_of(model), applied)
+    assert held(model) == 0 and num_stale(model) == sleeping > 0
+    READERS[reader](model)
+    np.testing.assert_array_equal(table_of(model), applied)
+    train_some(model, 1, seed=2)  # and rows sleep on
+    assert held(model) > 0
+
+
+def test_training_on_after_validation_holds_what_it_held_before():
+    """No row wakes because of a validation: as much is deferred as without any."""
+    models = [make_model(), make_model()]
+    for model in models:
+        train_some(model, 40, seed=1)
+    deferred = []
+    for step in range(10):
+        for model in models:
+            train_some(model, 1, seed=step)
+        models[1].evaluate(IDS, np.ones([len(IDS), 1]), verbose=0)
+    for model in models:
+        deferred.append(model.optimizer.skip_stats()["user"].num_deferred_lookups)
+    # A row that held some of a period's batches begins to count them anew.
+    assert deferred[1] >= deferred[0]
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5"])
@@ -47,7 +97,8 @@ def test_saved_weights_are_those_with_all_that_is_held(suffix, tmp_path):
     model.save_weights(str(tmp_path / f"model{suffix}"))
     other = make_model(random_table(seed=9))
     other.load_weights(str(tmp_path / f"model{suffix}"))
-    np.testing.assert_array_equal(other.layers[1].get_weights()[0], applied)
+    np.testing.assert_array_equal(table_of(other), applied)
+    assert num_stale(model) > 0
 
 
 # Not .h5: tf_keras cannot save any model of ours so, and Keras 3 asks no layer before it does.
@@ -56,9 +107,10 @@ def test_a_saved_model_has_all_that_was_held(suffix, tmp_path):
     model, applied = half_trained_model()
     model.save(str(tmp_path / f"model{suffix}"))
     loaded = keras.models.load_model(str(tmp_path / f"model{suffix}"))
-    np.testing.assert_array_equal(loaded.layers[1].get_weights()[0], applied)
-    np.testing.assert_array_equal(model.layers[1].get_weights()[0], applied)
-    assert held(model) == 0
+    np.testing.assert_array_equal(table_of(loaded), applied)
+    np.testing.assert_array_equal(table_of(model), applied)
+    assert held(model) == held(loaded) == 0
+    assert num_stale(model) == num_stale(loaded) > 0
 
 
 @pytest.mark.parametrize("how", ["model.export", "tf.saved_model.save"])
@@ -136,12 +188,11 @@ class TestForward:
     def test_a_call_between_steps_changes_nothing(self):
         model = make_model()
         train_some(model, 40, seed=1)
-        num_held, table = held(model), np.array(model.layers[1].get_weights()[0])
+        num_held, table = held(model), table_of(model)
         assert num_held > 0
         model(tf.constant(IDS))
-        model.predict(IDS, verbose=0)
         assert held(model) == num_held
-        np.testing.assert_array_equal(model.layers[1].get_weights()[0], table)
+        np.testing.assert_array_equal(table_of(model), table)
 
     def test_rows_sleep_in_an_eager_loop_too(self):
         layer = embedding_of(random_table(), name="user")

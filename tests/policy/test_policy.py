@@ -8,6 +8,7 @@ import pytest
 
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, StalenessPolicy
 from tf_slipstream._keras import keras
+from tf_slipstream.policy import DRIFT_METRICS
 
 INTEGERS = {
     "min_updates": 1,
@@ -144,6 +145,23 @@ def test_what_is_no_policy_is_refused(policy):
             make()
 
 
-def test_an_optimizers_policy_is_not_the_default_of_itself():
-    with pytest.raises(ValueError, match="policy"):
-        SlipstreamOptimizer(keras.optimizers.SGD(), policy="default")
+def test_an_optimizers_default_is_the_default_policy():
+    optimizer = SlipstreamOptimizer(keras.optimizers.SGD(), policy="default")
+    assert optimizer.policy == StalenessPolicy()
+    # A layer's is its optimizer's.
+    assert SlipstreamEmbedding(5, 2, policy="default").policy == "default"
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+@all_made
+def test_all_of_it_but_what_a_table_begins_with_crosses_as_numbers(policy, correlation):
+    numbers = policy.numbers(correlation)
+    assert all(type(number) is float for number in numbers.values())
+    assert numbers["skips"] == (policy.on_stale == "skip")
+    assert DRIFT_METRICS[int(numbers["drift_metric"])] == policy.drift_metric
+    assert numbers["target_skip"] == (policy.target_skip or 0)
+    assert numbers["correlation"] == correlation
+    config = policy.get_config()
+    for name in set(config) - {"on_stale", "drift_metric", "target_skip"} & set(numbers):
+        assert name in ("threshold", "popular_share") or numbers[name] == config[name], name
+    assert set(config) - set(numbers) == {"on_stale", "threshold", "popular_share"}

@@ -94,18 +94,21 @@ def test_rmsprop_moves_by_the_mean_gradient_in_each_of_the_batches(momentum, rng
     close(row - actual, increment * (4 if momentum == 0 else 6.125))
 
 
-def test_the_moments_of_adam_decay_as_in_steps_with_the_mean_gradient(rng):
-    rule, k = Adam(beta_1=0.75, beta_2=0.875, epsilon=0.125), 6
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_adam_has_the_closed_form_of_the_page(k, amsgrad, rng):
+    rule = Adam(beta_1=0.75, beta_2=0.875, epsilon=0.125, amsgrad=amsgrad)
     row, slots = some_state(rule, rng)
-    mean = rng.normal(size=5)
-    _, actual = held_update(rule, row, slots, k * mean, k, LEARNING_RATE, 7)
-    momentum, velocity = slots["momentum"], slots["velocity"]
-    for _ in range(k):
-        momentum = 0.75 * momentum + 0.25 * mean
-        # k gradients of pure noise add up to a sum whose square is k times one's.
-        velocity = 0.875 * velocity + 0.125 * k * mean**2
-    close(actual["momentum"], momentum)
-    close(actual["velocity"], velocity)
+    m, v, held = slots["momentum"], slots["velocity"], rng.normal(size=5)
+    from_m = 0.75 * (1 - 0.75**k) / 0.25
+    moved = from_m * m + (k - from_m) * held / k
+    new_v = v + (held**2 / k - v) * (1 - 0.875**k)
+    used_v = np.maximum(new_v, slots["velocity_hat"]) if amsgrad else new_v
+    alpha = LEARNING_RATE * np.sqrt(1 - 0.875**7) / (1 - 0.75**7)
+    actual, new_slots = held_update(rule, row, slots, held, k, LEARNING_RATE, 7)
+    close(actual, row - alpha * moved / (np.sqrt(used_v) + 0.125))
+    close(new_slots["momentum"], m + (held / k - m) * (1 - 0.75**k))
+    close(new_slots["velocity"], new_v)
 
 
 def test_the_shrinkage_of_ftrl_counts_once_per_batch(rng):
@@ -210,3 +213,42 @@ def test_what_is_held_is_applied_once():
     assert table.counters["num_deferred_row_updates"] > 200
     table.wake_all(0.5)
     close(table.values, -0.5 * total)
+
+
+def test_settling_applies_what_is_held_and_the_row_sleeps_on():
+    table = PolicyTable(np.zeros([1, 1]), "sgd", policies(**ALWAYS_AT_REST))
+    changing_steps(table, 18)
+    (entry,) = table.pool
+    assert (entry.held_steps, entry.wake_step) == (2, 24)
+    table.settle(0.5)
+    assert table.values[0, 0] == -0.5 * 18
+    assert (entry.held_steps, entry.wake_step, entry.live_step) == (0, 24, 18)
+    table.settle(0.5)
+    assert table.values[0, 0] == -0.5 * 18
+    assert changing_steps(table, 6) == [6]
+
+
+def test_where_the_counter_is_set_back_rows_are_live_and_time_stands_still():
+    table = PolicyTable(np.zeros([1, 1]), "sgd", policies(**ALWAYS_AT_REST), momentum=0.5)
+    changing_steps(table, 18)
+    table.set_back(3)
+    assert changing_steps(table, 1) == [1]
+    assert table.pool[0].live_step == table.last_step[0] == 4
+    # Three batches in no time: three steps, one after the other, and then what is to come.
+    assert table.is_spent.tolist() == [True]
+    table.wake_all(0.5)
+    close(table.values, -0.5 * 19 * 2)
+
+
+def test_an_idle_row_gives_its_entry_to_one_that_comes_often():
+    policy = policies(**ALWAYS_AT_REST | {"popular_share": 0.5})
+    table = PolicyTable(np.zeros([2, 1]), "sgd", policy, least_capacity=1)
+    changing_steps(table, 18)
+    assert table.pool[0].held_steps == 2
+    # Awake again in step 24, idle from 1,024 on.
+    for step, entries in [(1_022, [0]), (1_023, [1])]:
+        table.set_back(step)
+        table.step([1], np.ones([1, 1]), 0.5)
+        assert [entry.row for entry in table.pool] == entries
+    assert table.counts.tolist() == [18, 2]
+    close(table.values, [[-0.5 * 18], [-0.5 * 2]])

@@ -33,6 +33,7 @@ def training_hash():
         for _ in range(NUM_STEPS):
             ids = random.zipf(1.2, NUM_LOOKUPS) % NUM_ROWS
             product.step(ids, random.standard_normal([NUM_LOOKUPS, 9], np.float32))
+        product.optimizer.settle()
         for variable in product.optimizer.variables:
             digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
         arrays = product.arrays()

@@ -7,10 +7,11 @@ import pytest
 import tensorflow as tf
 
 from tests.ops.tables import RULE_CASES
+from tests.reference import RULES as RULE_CLASSES
 from tf_slipstream import RowWiseAdagrad, update_rules
 from tf_slipstream._keras import keras
 from tf_slipstream.update_rules import Slot, rules_by_optimizer
-from tf_slipstream.update_rules.update_rule import decayed
+from tf_slipstream.update_rules.update_rule import geometric_sum, power
 
 optimizers = keras.optimizers
 ZERO_SLOTS = {name: Slot(name, 0.0, per_row=False) for name in ("momentum", "velocity")}
@@ -145,22 +146,75 @@ def test_every_optimizer_with_a_rule_is_tested():
     assert tested == set(rules_by_optimizer())
 
 
-def test_only_rules_with_moments_need_the_steps_that_a_row_missed():
-    """A rule has moments if the reference decays a slot of it for a step without gradient."""
-    for name, case in RULE_CASES.items():
-        reference = case.reference_table(np.zeros([1, 1]))
-        decays = [
-            slot.name
-            for slot in case.rule.slots
-            if slot.name in reference.rule.missed_step_decays()
-        ]
-        assert case.rule.has_moments == bool(decays), name
+def after_a_step_without_gradient(case):
+    """Returns a row and its slots, before and after, of the reference."""
+    rule = case.reference_table(np.zeros([1, 1])).rule
+    slots = {name: np.full(1, 0.5) for name in rule.initial_slots(1)}
+    row, after = rule.update(np.ones(1), slots, np.zeros(1), 0.125, 7)
+    names = {slot.name for slot in case.rule.slots}
+    return row, {name: value for name, value in after.items() if name in names}
 
 
-def test_a_moment_decays_by_a_power_of_its_base():
-    moment = tf.constant([[1.0], [-3.0], [2.0], [5.0], [7.0]])
-    missed = tf.constant([[0], [1], [10], [1_000_000], [2_000_000_000]])
-    result = decayed(moment, 0.9, missed).numpy()
-    expected = moment.numpy() * (0.9 ** missed.numpy().astype(np.float64)).astype(np.float32)
-    np.testing.assert_array_max_ulp(result, expected, 1)
-    assert result[0] == 1 and (result[3:] == 0).all()
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_a_rule_says_what_a_step_without_gradient_changes(name):
+    """As the reference does it."""
+    case, rule = RULE_CASES[name], RULE_CASES[name].rule
+    row, slots = after_a_step_without_gradient(case)
+    moves = bool(row != 1) and not name.startswith("ftrl")  # which is a function of its slots
+    assert rule.moves_when_missed == moves
+    changed = {slot for slot, value in slots.items() if value != 0.5}
+    assert rule.has_moments == bool(changed) or name.startswith("ftrl")
+    assert set(rule.momentum_slots) & set(slots) == ({"momentum"} if moves else set())
+
+
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_a_rule_can_spend_what_the_reference_can(name):
+    rule = RULE_CASES[name].reference_table(np.zeros([1, 1])).rule
+    assert RULE_CASES[name].rule.can_spend == rule.can_spend()
+
+
+@pytest.mark.parametrize(
+    "beta_1, beta_2, amsgrad, can_spend",
+    [
+        (0.9, 0.999, False, True),
+        (0.9, 0.999, True, True),
+        (0.0, 0.999, False, False),
+        # m over the root of v grows, or falls so slowly that a row would get far ahead.
+        (0.9, 0.8, False, False),
+        (0.9, 0.9, False, False),
+        (0.9, 0.91, False, True),
+        (0.9, 0.8, True, True),
+    ],
+)
+def test_adam_can_spend_where_its_steps_without_gradient_fall_fast(
+    beta_1, beta_2, amsgrad, can_spend
+):
+    rule = update_rules.Adam(beta_1, beta_2, 1e-7, amsgrad)
+    assert rule.can_spend == can_spend
+    assert RULE_CLASSES["adam"](beta_1, beta_2, 1e-7, amsgrad).can_spend() == can_spend
+    assert rule.tails.dtype == np.float32
+    assert bool(len(rule.tails)) == can_spend == (rule.mean_delay > 0)
+
+
+@pytest.mark.parametrize("beta_2", [0.95, 0.999])
+def test_the_tails_of_adam_are_the_steps_without_gradient_summed(beta_2):
+    rule = update_rules.Adam(0.9, beta_2, 1e-7, False)
+    r = 0.9 / np.sqrt(beta_2)
+    for step in (0, 1, 2, 10, len(rule.tails) - 1):
+        later = step + np.arange(1, 1_000, dtype=np.float64)
+        corrections = np.sqrt(1 - beta_2**later) / (1 - 0.9**later)
+        expected = np.sum(r ** (later - step) * corrections)
+        np.testing.assert_allclose(rule.tails[step], expected, rtol=1e-6)
+    # From there on all is as in the last.
+    np.testing.assert_allclose(rule.tails[-1], r / (1 - r), rtol=1e-3)
+
+
+def test_powers_and_their_sums_are_exact_in_float64():
+    missed = np.array([0, 1, 10, 1_000_000, 2_000_000_000])
+    powers = power(0.9, tf.constant(missed)).numpy()
+    np.testing.assert_allclose(powers, 0.9 ** missed.astype(np.float64), rtol=1e-14)
+    assert powers[0] == 1 and (powers[3:] == 0).all()
+    sums = geometric_sum(0.9, powers, missed)
+    np.testing.assert_allclose(sums[:3], [0, 0.9, sum(0.9**i for i in range(1, 11))], rtol=1e-14)
+    np.testing.assert_allclose(sums[3:], 9.0, rtol=1e-14)
+    np.testing.assert_array_equal(geometric_sum(1, 1.0, missed), missed)

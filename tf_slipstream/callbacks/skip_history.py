@@ -62,9 +62,13 @@ class SkipHistory(_keras.keras.callbacks.Callback):
         self._record()
 
     def _record(self):
+        # This model's own optimizer comes first, others that train a table of it later.
+        stats_of = {}
         for tables in tables_of(self.model, "SkipHistory"):
             step = tables.num_steps
             for name, stats in tables.stats().items():
-                records = self.history.setdefault(name, [])
-                if not records or records[-1]["step"] != step:
-                    records.append({"step": step, **dataclasses.asdict(stats)})
+                stats_of.setdefault(name, (step, stats))
+        for name, (step, stats) in stats_of.items():
+            records = self.history.setdefault(name, [])
+            if not records or records[-1]["step"] != step:
+                records.append({"step": step, **dataclasses.asdict(stats)})

@@ -2,6 +2,6 @@
 
 import sys
 
-from tf_slipstream.cli.main import main
+from tf_slipstream.cli.program import main
 
 sys.exit(main())

@@ -4,14 +4,15 @@ import argparse
 import dataclasses
 import json
 
+from tf_slipstream.cli.printed import printable, unverified_lines
 from tf_slipstream.cli.progress import Progress
-from tf_slipstream.export.apply_delta import apply_delta
 
 _DESCRIPTION = """\
 Makes the folder of a version from that of its base and a delta.
 
 The folder appears when it is complete, so that TensorFlow Serving never loads half of it. A delta
-that does not fit the base, or that was cut off or altered, is refused, and nothing is made.
+or a base that was cut off or altered is refused, as is a delta that does not fit the base, and
+nothing is made.
 """
 
 _EPILOG = """\
@@ -34,6 +35,12 @@ def add_to(subparsers):
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare the base with its checksums, which reads all of it",
+    )
+    parser.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
         help="show progress on stderr; without either, if stderr is a terminal",
@@ -42,14 +49,18 @@ def add_to(subparsers):
 
 
 def _run(args):
+    from tf_slipstream.delta.apply import apply_delta
+
     progress = Progress(args.progress)
     try:
-        done = apply_delta(args.base, args.delta, args.out, progress)
+        done = apply_delta(args.base, args.delta, args.out, progress, verify=args.verify)
     finally:
         progress.close()
     if args.json:
         print(json.dumps(dataclasses.asdict(done)))
         return
-    print(f"{done.out}: version {done.version}, {done.num_bytes / 1e6:,.1f} MB")
+    print(f"{printable(done.out)}: version {done.version}, {done.num_bytes / 1e6:,.1f} MB")
     for name, num_rows in done.num_rows.items():
-        print(f"  {name}: {num_rows:,} rows changed")
+        print(f"  {printable(name)}: {num_rows:,} rows changed")
+    for line in unverified_lines(done.is_verified, done.unverified):
+        print(line)

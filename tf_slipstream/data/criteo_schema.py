@@ -10,12 +10,16 @@ COLUMNS = ("label", *DENSE_COLUMNS, *ID_COLUMNS)
 
 
 def check_hash_size(hash_size):
-    """Raises a `ValueError` unless ids below `hash_size` fit and leave one for missing values."""
+    """Returns `hash_size` as an int, or raises a `ValueError` if no two ids or too many are below.
+
+    A NumPy integer would decide the dtype of what is reduced by it, or overflow.
+    """
     if not isinstance(hash_size, (int, np.integer)) or not 2 <= hash_size <= MAX_CARDINALITY:
         raise ValueError(
             f"Expected `hash_size` to be an integer in [2, {MAX_CARDINALITY}]; got {hash_size!r}. "
             f"Change `hash_size`."
         )
+    return int(hash_size)
 
 
 def log_counts(counts):

@@ -133,6 +133,7 @@ class ParameterServerTrainer:
         """Returns a dict from a metric's name to its value over some steps of the workers."""
         with _explained():
             self._build(x)
+            self.model.optimizer.settle()
             self._run_steps("test", self._iterator(x), steps)
             return self._take_metrics()
 

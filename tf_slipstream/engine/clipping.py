@@ -9,7 +9,8 @@ def clip_scales(inner, squares_of_tables, dense, loss_scale):
     Args:
         inner: `Inner`.
         squares_of_tables: Returns a list of each table's squared norm, of summed gradients.
-        dense: List of pairs of a gradient and a variable that is no table.
+        dense: List of pairs of a gradient and a variable that is no table; they count where
+            `inner` trains them as well.
         loss_scale: What the dense gradients are multiplied by, or None.
 
     Returns:
@@ -21,7 +22,7 @@ def clip_scales(inner, squares_of_tables, dense, loss_scale):
     num_tables = len(squares)
     if inner.clipnorm:
         return [_scale(tf.sqrt(square), inner.clipnorm) for square in squares], dense
-    for grad, _ in dense:
+    for grad, _ in dense if inner.is_of_all else ():
         unscaled = grad.values if isinstance(grad, tf.IndexedSlices) else grad
         if loss_scale:
             unscaled /= loss_scale
@@ -31,6 +32,8 @@ def clip_scales(inner, squares_of_tables, dense, loss_scale):
         tf.sqrt(tf.add_n(squares)), "The gradients' global norm. No variable was changed"
     )
     scale = _scale(norm, inner.global_clipnorm)
+    if not inner.is_of_all:
+        return [scale] * num_tables, dense
     # The inner optimizer then finds a norm within its bound and clips no more.
     return [scale] * num_tables, [(_scaled(grad, scale), v) for grad, v in dense]
 

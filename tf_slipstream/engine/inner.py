@@ -12,9 +12,10 @@ class Inner:
 
     Args:
         optimizer: A Keras optimizer that has a sparse rule here.
+        is_of_all: Whether it trains all other variables as well.
 
     Attributes:
-        optimizer: The same.
+        optimizer, is_of_all: The same.
         rule: Its `UpdateRule`.
 
     Raises:
@@ -22,8 +23,8 @@ class Inner:
             `gradient_accumulation_steps`, which would read and write whole tables.
     """
 
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
+    def __init__(self, optimizer, is_of_all=True):
+        self.optimizer, self.is_of_all = optimizer, is_of_all
         self.rule = _rule_of(optimizer)
         if self.rule is None:
             raise ValueError(_refusal(optimizer))
@@ -97,14 +98,9 @@ def _rule_of(optimizer):
 
 def _refusal(optimizer):
     names = ", ".join(update_rules.rules_by_optimizer())
-    hint = ""
+    hint = _keras.legacy_hint(optimizer)
     if type(optimizer).__name__.startswith("LossScaleOptimizer"):
         hint = " Put the LossScaleOptimizer around the SlipstreamOptimizer instead."
-    elif _keras.is_legacy_optimizer(optimizer):
-        hint = (
-            " This is one of keras.optimizers.legacy, which are not supported: use "
-            f"keras.optimizers.{type(optimizer).__name__}."
-        )
     return (
         f"SlipstreamOptimizer needs a sparse update rule for its inner optimizer, and has them for "
         f"{names} of {_keras.keras.__name__}; got {optimizer!r}.{hint}"

@@ -15,8 +15,8 @@ class TableSpec:
     Attributes:
         name: The layer's name.
         policy: As the layer's argument.
-        shards: On parameter servers, weak references to the `tf.Variable`s that the table is in;
-            else empty.
+        shards: On parameter servers, weak references to the variables, of Keras or TensorFlow, that
+            the table is in; else empty.
     """
 
     name: str
@@ -24,7 +24,7 @@ class TableSpec:
     shards: tuple = ()
 
     def shard_variables(self):
-        """Returns the `tf.Variable`s that the table is in, on parameter servers."""
+        """Returns the variables that the table is in, on parameter servers."""
         return [shard() for shard in self.shards]
 
 

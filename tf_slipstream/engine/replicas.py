@@ -88,7 +88,8 @@ def exchange_rows(states, slices, settings):
     received = [received[i : i + 4] for i in range(0, len(received), 4)]
     _exchange_held(states, rows, [one[0] for one in received], settings)
     exchanged = [_concat(state, *one[:3]) for state, one in zip(states, received, strict=True)]
-    return exchanged, [tf.add_n(one[3]) for one in received]
+    # Three counts; what came in a message has no static shape.
+    return exchanged, [tf.ensure_shape(tf.add_n(one[3]), [3]) for one in received]
 
 
 def _concat(state, live_ids, stale_ids, grads):

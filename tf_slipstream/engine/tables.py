@@ -30,6 +30,10 @@ from tf_slipstream.state.table import (
 )
 
 
+# In a counter that is never negative and that every saved state has.
+_NOT_LOADED = -1
+
+
 class Tables:
     """The tables among some variables, and all that their updates need.
 
@@ -44,7 +48,6 @@ class Tables:
 
     Attributes:
         dense_variables: The variables that are no tables.
-        num_loads: How often all this was read from a file.
     """
 
     def __init__(
@@ -53,7 +56,6 @@ class Tables:
         self._inner, self._strategy, self._iterations = inner, strategy, iterations
         self._add_variable = add_variable
         self._states, self._variables = {}, {}  # by the id of the table's tf.Variable
-        self.num_loads = 0
         names = set()
         self.dense_variables = []
         for variable in variables:
@@ -176,7 +178,7 @@ class Tables:
         settings = self._inner.settings_of_step(self._num_steps())
         slices = [_as_slices(grad, state, loss_scale) for grad, state in tables]
         slices, num_lookups = self._way.exchange(states, slices, settings, are_summed)
-        if self._inner.global_clipnorm:
+        if self._inner.global_clipnorm and self._inner.is_of_all:
             dense, are_summed = self._way.sum_dense(dense, are_summed)
         scales = None
         if states:
@@ -282,6 +284,27 @@ class Tables:
         for slot, variable in zip(self._inner.rule.slots, state.slots, strict=True):
             if slot.name in self._inner.rule.momentum_slots:
                 variable.assign(tf.zeros_like(variable))
+
+    def begin_load(self, tables):
+        """Prepares `end_load`, before weights are read from a file.
+
+        Args:
+            tables: `tf.Variable`s, those of others among them, which are settled.
+        """
+        for state in self._states_of(tables):
+            set_counter(state, "num_refused_steps", _NOT_LOADED)
+
+    def end_load(self, tables):
+        """Forgets, as `forget`, but for tables whose state was read with them, in whatever way."""
+        states = self._states_of(tables)
+        for state, counters in zip(states, counters_of(states)):
+            if counters["num_refused_steps"] == _NOT_LOADED:
+                set_counter(state, "num_refused_steps", 0)
+                self.forget(state.table)
+
+    def _states_of(self, tables):
+        states = (self._states.get(id(table)) for table in tables)
+        return [state for state in states if state is not None]
 
     def flush_workers(self):
         """Sends what workers hold to the parameter servers, which hold it on: no row wakes."""
@@ -392,7 +415,8 @@ def _shard_name(spec, variable):
     shards = spec.shard_variables()
     if len(shards) < 2:
         return spec.name
-    place = [shard is _keras.tf_variable(variable) for shard in shards].index(True)
+    table = _keras.tf_variable(variable)
+    place = [_keras.tf_variable(shard) is table for shard in shards].index(True)
     return f"{spec.name}_{place}"
 
 

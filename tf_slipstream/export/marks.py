@@ -7,17 +7,26 @@ between any two marks were written on the way from one to the other, up the tree
 """
 
 import dataclasses
-import os
 import pathlib
 import zlib
 
 import numpy as np
 
-from tf_slipstream.export.errors import ExportError
-from tf_slipstream.export.sealed_file import SealedFile, write_sealed
-from tf_slipstream.export.version_record import Tensor
+from tf_slipstream.delta import fields
+from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.delta.sealed_file import SealedFile, write_sealed
+from tf_slipstream.delta.version_record import Tensor
 
 KIND = "mark"
+# By field of a mark's file, what it must be.
+_KINDS = {
+    "id": fields.COUNT,
+    "version": fields.COUNT,
+    "sequence": fields.COUNT,
+    "tensors": fields.LIST,
+    "digests": fields.values_are(fields.SHA256),
+    "parents": fields.values_are(fields.COUNT),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +58,15 @@ def pack_bitmap(words):
 
 
 def unpack_bitmap(data):
-    """Returns the bits that `pack_bitmap` compressed: uint8 `[bytes]`."""
-    return np.frombuffer(zlib.decompress(data), np.uint8)
+    """Returns the bits that `pack_bitmap` compressed: uint8 `[bytes]`.
+
+    Raises:
+        ExportError: If it did not make this.
+    """
+    try:
+        return np.frombuffer(zlib.decompress(data), np.uint8)
+    except zlib.error as error:
+        raise ExportError(f"the rows of a mark cannot be read ({error})") from None
 
 
 class MarkStore:
@@ -59,10 +75,12 @@ class MarkStore:
     Args:
         directory: Folder with a file per mark; made when it is missing. None: marks are kept in
             memory only.
+        max_marks: How many are kept by `prune`.
     """
 
-    def __init__(self, directory=None):
+    def __init__(self, directory, max_marks):
         self._directory = None if directory is None else pathlib.Path(directory)
+        self._max_marks = max_marks
         self._marks = {}
         if self._directory is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -91,34 +109,44 @@ class MarkStore:
         self._marks[mark.id] = mark
 
     def discard(self, mark):
-        """Forgets a mark that nothing was published under."""
+        """Forgets a mark, one that nothing was published under, say."""
         del self._marks[mark.id]
         if self._directory is not None:
-            os.unlink(self._path(mark))
+            self._path(mark).unlink(missing_ok=True)
 
-    def changed_between(self, table, one, other):
+    def prune(self):
+        """Forgets all marks but the latest `max_marks`.
+
+        The way between two marks leads through later ones than the earlier of the two, unless an
+        older checkpoint was restored. So what is kept stays of use without what is not.
+        """
+        marks = sorted(self._marks.values(), key=lambda mark: mark.sequence)
+        for mark in marks[: -self._max_marks]:
+            self.discard(mark)
+
+    def changed_between(self, table, start, end):
         """Returns the rows of a table that may differ between two marks.
 
         Args:
             table: The table's name.
-            one: A mark's id.
-            other: A mark's id.
+            start: A mark's id.
+            end: A mark's id.
 
         Returns:
             List of bitmaps, uint8 `[bytes]`, to be joined; None where the marks have no common
             ancestor here, so that nothing is known.
         """
-        ancestors, others = self._line(table, one), self._line(table, other)
-        common = next((mark for mark in ancestors if mark in others), None)
+        before_start, before_end = self._line(table, start), self._line(table, end)
+        common = next((mark for mark in before_start if mark in before_end), None)
         if common is None:
             return None
-        way = ancestors[: ancestors.index(common)] + others[: others.index(common)]
+        way = before_start[: before_start.index(common)] + before_end[: before_end.index(common)]
         return [unpack_bitmap(self._marks[mark].bitmaps[table]) for mark in way]
 
     def _line(self, table, mark):
         """Returns the ids of a mark and the marks before it, as far as they are known."""
         line = []
-        while mark in self._marks and table in self._marks[mark].parents:
+        while mark in self._marks and table in self._marks[mark].parents and mark not in line:
             line.append(mark)
             mark = self._marks[mark].parents[table]
         return line
@@ -138,11 +166,12 @@ def _write_mark(path, mark):
 
 def _read_mark(path):
     file = SealedFile(path, KIND)
+    with file.refusing():
+        header = fields.check_fields(file.header, "its header", mark=fields.OBJECT)["mark"]
+        fields.check_fields(header, "its mark", **_KINDS)
+        header["tensors"] = tuple(map(Tensor.from_json, header["tensors"]))
+        if set(file.section_sizes) != set(header["parents"]):
+            raise ExportError("its sections are not its tables")
     file.verify()
-    header = file.header["mark"]
-    header["tensors"] = tuple(map(Tensor.from_json, header["tensors"]))
     bitmaps = {name: file.section(name).tobytes() for name in header["parents"]}
-    try:
-        return Mark(**header, bitmaps=bitmaps)
-    except TypeError as error:
-        raise ExportError(f"{path} cannot be read ({error})") from None
+    return Mark(**header, bitmaps=bitmaps)

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream.delta.version_record import Tensor
 from tf_slipstream.engine import registry
-from tf_slipstream.export.version_record import Tensor
 
 # The attribute of the saved object that lists the variables.
 ATTRIBUTE = "model_variables"

@@ -5,7 +5,7 @@ import pathlib
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_slipstream.export.errors import ExportError
+from tf_slipstream.delta.errors import ExportError
 
 
 def check_stock_ops(path, allow_ops=()):

@@ -6,13 +6,14 @@ import secrets
 import numpy as np
 import tensorflow as tf
 
-from tf_slipstream.export.errors import ExportError
+from tf_slipstream.delta.errors import ExportError
 from tf_slipstream.export.marks import Mark, MarkStore, pack_bitmap
 from tf_slipstream.model_tables import optimizers_of, tables_of
 from tf_slipstream.state.table import bits_as, counters_of, set_counter
 
 # Where an optimizer has its tracker.
 _ATTRIBUTE = "_delta_tracker"
+_MAX_VERSIONS = 200
 
 
 class TrackedTable:
@@ -87,9 +88,12 @@ class DeltaTracker:
         model: A model whose tables a `SlipstreamOptimizer` trains, or several; or that optimizer.
         directory: Folder that keeps the marks, a small file for each, so that a later process can
             go on. None: this process only.
+        max_versions: How many of the latest publications are known. When there are more, marks of
+            the earliest are removed: a delta from one of these, or after a return to a checkpoint
+            from its time, needs the folder of its base.
 
     Raises:
-        ValueError: If there is no `SlipstreamOptimizer`.
+        ValueError: If there is no `SlipstreamOptimizer`, or `max_versions` is not positive.
         ExportError: If a mark in `directory` was altered.
 
     Example:
@@ -103,10 +107,12 @@ class DeltaTracker:
     ```
     """
 
-    def __init__(self, model, directory=None):
+    def __init__(self, model, directory=None, *, max_versions=_MAX_VERSIONS):
         tables_of(model, "DeltaTracker")
+        if not isinstance(max_versions, int) or max_versions < 1:
+            raise ValueError(f"`max_versions` must be a positive integer, got {max_versions!r}.")
         self._model = model
-        self._store = MarkStore(directory)
+        self._store = MarkStore(directory, max_versions)
         for optimizer in optimizers_of(model):
             setattr(optimizer, _ATTRIBUTE, self)
 
@@ -133,9 +139,9 @@ class DeltaTracker:
         mark = self._store.of_version(version)
         if mark is None:
             raise ExportError(
-                f"version {version} was not published with this tracker, which knows "
-                f"{self.versions}: name one of these, or give the folder of the base instead of "
-                "its number"
+                f"version {version} was not published with this tracker, or too long ago for its "
+                f"`max_versions`; it knows {self.versions}: name one of these, or give the folder "
+                "of the base instead of its number"
             )
         return mark
 
@@ -180,6 +186,11 @@ class DeltaTracker:
             )
         bits = np.zeros(4 * -(-table.num_rows // 32), np.uint8)
         for bitmap in known:
+            if bitmap.size != bits.size:
+                raise ExportError(
+                    f"table '{table.name}' has {table.num_rows} rows, and had another number when "
+                    f"version {base.version} or a later one was published: publish a full version"
+                )
             bits = bits | bitmap
         return bits
 
@@ -251,6 +262,9 @@ class DeltaTracker:
                 table.set_mark_id(parents[name] or 0)
             self._store.discard(mark)
             raise
+        # The version is out: a mark that cannot be removed is no reason to fail.
+        with contextlib.suppress(OSError):
+            self._store.prune()
 
 
 def tracker_of(model):

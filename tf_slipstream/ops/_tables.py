@@ -52,7 +52,7 @@ def table_arguments(rule, states, settings, weight_decays):
         "tail_rates": tf.stack([before, after]),
         "tails": tf.constant(rule.tails, tf.float32),
         "rule": rule.name,
-        "hyperparameters": " ".join(map(repr, rule.hyperparameters)),
+        "hyperparameters": [*map(repr, rule.hyperparameters)],
         "weight_decays": weight_decays,
         "table_names": [state.name for state in states],
         "rounding_seeds": [rounding_seed(state.name) for state in states],
@@ -69,13 +69,14 @@ def pool_arguments(states):
         "pool_floats": [state.pool_floats.handle for state in states],
         "policy_states": [state.policy_state.handle for state in states],
         "policy_tables": places,
-        "policies": [_as_text(state.policy.numbers(state.correlation)) for state in states],
+        "policies": [field for state in states for field in _fields_of(state)],
     }
 
 
-def _as_text(numbers):
-    # No attribute of an op has float64, and eager ops have none that is a tensor.
-    return " ".join(f"{name}={number!r}" for name, number in numbers.items())
+def _fields_of(state):
+    # Not one long string: the cache of eager kernels compares no more than the ends of it.
+    numbers = state.policy.numbers(state.correlation)
+    return [f"{name}={number!r}" for name, number in numbers.items()]
 
 
 # Of an op that knows of no policy.

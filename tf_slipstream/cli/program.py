@@ -1,0 +1,64 @@
+"""Parses the command line; turns failures into one line and an exit code."""
+
+import argparse
+import os
+import sys
+
+from tf_slipstream.cli import apply_delta, inspect
+from tf_slipstream.cli.printed import printable
+from tf_slipstream.delta.errors import ExportError
+
+_COMMANDS = (apply_delta, inspect)
+_DONE, _FAILED = 0, 1  # argparse itself exits with 2 on wrong usage
+
+_EPILOG = """\
+exit codes:
+  0  done
+  1  refused, or failed; the reason is on stderr, in one line
+  2  wrong usage
+"""
+
+
+def main(argv=None):
+    """Runs the program.
+
+    Args:
+        argv: List of arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain of it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _DONE
+    except KeyboardInterrupt:
+        return _failed(args, "interrupted; nothing was made")
+    except (ExportError, OSError) as error:
+        return _failed(args, error)
+    return _DONE
+
+
+def _failed(args, reason):
+    line = printable(" ".join(str(reason).split()))
+    print(f"tf-slipstream {args.command}: error: {line}", file=sys.stderr)
+    return _FAILED
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="tf-slipstream",
+        description="Makes and inspects published versions of recommender models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # That of the package, which is imported whenever this module is.
+    version = sys.modules["tf_slipstream"].__version__
+    parser.add_argument("--version", action="version", version=f"tf-slipstream {version}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(subparsers)
+    return parser
