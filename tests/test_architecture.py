@@ -20,7 +20,7 @@ OPTIONAL_PACKAGES = ("pandas", "pyarrow", "matplotlib", "tqdm")
 
 # From the bottom up: a module imports from its own layer and from those below.
 LAYERS = (
-    {"_keras", "combiner", "policy"},
+    {"_keras", "combiner", "delta", "policy"},
     {"state"},
     {"ops", "update_rules"},
     {"row_wise_adagrad"},
@@ -36,6 +36,7 @@ LAYERS = (
 # libraries.
 ALLOWED_IMPORTS = {
     "data": (set(), {"numpy", "pyarrow", "tensorflow"}),
+    "delta": (set(), {"numpy"}),
     "state": ({"policy"}, {"numpy", "tensorflow"}),
     "ops": ({"state"}, {"numpy", "tensorflow"}),
     "update_rules": (set(), {"numpy", "tensorflow"}),

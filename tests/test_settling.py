@@ -292,7 +292,9 @@ class TestSaving:
         tf.saved_model.save(model, str(tmp_path))
         reader = tf.train.load_checkpoint(str(tmp_path / "variables" / "variables"))
         shapes = reader.get_variable_to_shape_map()
-        saved = [reader.get_tensor(n) for n, s in shapes.items() if "embeddings" in n and s == [20, 3]]
+        saved = [
+            reader.get_tensor(n) for n, s in shapes.items() if "embeddings" in n and s == [20, 3]
+        ]
         assert saved and not np.array_equal(saved[0], before)
         for values in saved:
             np.testing.assert_array_equal(values, model.optimizer.tables["user"].table.numpy())

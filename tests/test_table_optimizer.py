@@ -34,7 +34,10 @@ class TestIdentifiers:
         [
             ("adam", optimizers.Adam),
             ("Adagrad", optimizers.Adagrad),
-            ({"class_name": "SGD", "config": {"learning_rate": 0.5, "momentum": 0.5}}, optimizers.SGD),
+            (
+                {"class_name": "SGD", "config": {"learning_rate": 0.5, "momentum": 0.5}},
+                optimizers.SGD,
+            ),
             ({"class_name": "RMSprop", "config": {}}, optimizers.RMSprop),
             (optimizers.serialize(optimizers.Ftrl(0.5)), optimizers.Ftrl),
             (keras.saving.serialize_keras_object(RowWiseAdagrad(0.5)), RowWiseAdagrad),
@@ -78,7 +81,10 @@ class TestIdentifiers:
     @pytest.mark.parametrize("name", ["Adadelta", "Adamax", "Nadam"])
     def test_a_rule_that_tables_lack_is_refused_by_name_too(self, name):
         message = f"SGD, Adagrad, RowWiseAdagrad, Adam, AdamW, RMSprop, Ftrl.*got .*{name}"
-        for arguments in ({"inner": name.lower()}, {"inner": "sgd", "table_optimizer": name.lower()}):
+        for arguments in (
+            {"inner": name.lower()},
+            {"inner": "sgd", "table_optimizer": name.lower()},
+        ):
             with pytest.raises(ValueError, match=message):
                 SlipstreamOptimizer(**arguments)
 

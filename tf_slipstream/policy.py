@@ -13,7 +13,8 @@ class StalenessPolicy:
 
     A row is *live* until it has had `min_updates` updates. From then on it is *popular*: its drift
     is measured over its last `window` updates, and while it is at rest, which is `drift <=
-    threshold`, it sleeps. Sleeps begin at `first_sleep` batches and double, up to `max_sleep` and
+    threshold`, it sleeps. One that sleeps too long overshoots and swings, and is not at rest:
+    `min_drift`. Sleeps begin at `first_sleep` batches and double, up to `max_sleep` and
     up to the row's updates over `updates_per_sleep`; a row that moves again sleeps half as long.
     Batches here are those that look the row up, translated into steps by how often they came; with
     `"defer"` a sleep also ends when it has held its batches.
@@ -43,6 +44,8 @@ class StalenessPolicy:
         target_skip: Share of lookups, in (0, 1), that is to be deferred or skipped; only with
             `threshold=None`.
         max_threshold: Bound on the threshold found.
+        min_drift: With `"defer"` and `"coherence"`, a row that moves and whose drift is below this
+            swings back and forth. It is not at rest: it sleeps half as long. 0: it is.
         first_sleep: Length of a row's first sleep, in its batches; at least 1. 1 is no sleep under
             `"defer"`.
         max_sleep: Longest sleep, in its batches; at least 1.
@@ -70,6 +73,7 @@ class StalenessPolicy:
     threshold: float | None = 3.0
     target_skip: float | None = None
     max_threshold: float = 3.0
+    min_drift: float = 0.5
     first_sleep: int = 2
     max_sleep: int = 8
     updates_per_sleep: int = 125
@@ -94,7 +98,7 @@ class StalenessPolicy:
             ("warm_up", 0),
         ):
             self._check(_is_integer(getattr(self, name), least), name, f"an integer >= {least}")
-        for name in ("threshold", "max_threshold", "skip_below"):
+        for name in ("threshold", "max_threshold", "min_drift", "skip_below"):
             value = getattr(self, name)
             is_good = value is None and name == "threshold" or _is_number(value) and value >= 0
             self._check(is_good, name, "a finite number >= 0")

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 from quality import configurations, metrics
 from quality.data_sets import DATA_SETS
-from quality.training import OPTIMIZERS, RATES
+from quality.rates import RATES
+from quality.training import OPTIMIZERS
 
 import tf_slipstream as slipstream
 

@@ -73,7 +73,8 @@ def parse(text):
     if key == "fixed":
         period = int(value)
         at_once = {"first_sleep": period, "max_sleep": period, "updates_per_sleep": 1}
-        return Configuration(text, StalenessPolicy(threshold=1e9, **at_once | _changes(rest)))
+        always = {"threshold": 1e9, "min_drift": 0}
+        return Configuration(text, StalenessPolicy(**always | at_once | _changes(rest)))
     if key in CONTROLS and not rest:
         return Configuration(text, **{key: _value(value)})
     if first in (*PRESETS, "default"):

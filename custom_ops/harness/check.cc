@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kNoDevice = 77;
 bool is_emulated = false;
-// For sanitizers, which take a hundred to many thousand times as long. small: fewer cases and sizes,
-// of every kind. tiny: every kernel once.
+// For sanitizers, which take a hundred to many thousand times as long. small: fewer cases and
+// sizes, of every kind. tiny: every kernel once.
 bool is_tiny = false;
 bool is_small = false;
 
@@ -40,6 +40,7 @@ std::vector<double> Policy(bool skips, DriftMetric metric, double threshold, dou
           static_cast<double>(metric),
           target_skip,
           threshold,
+          0.25,
           2,
           8,
           1,
@@ -342,7 +343,8 @@ void CheckFaults(gpu::Report* report) {
     std::vector<TableData> after;
     for (size_t t = 0; t < tables.size(); ++t) {
       after.push_back(tables[t].Download());
-      if (static_cast<int64_t>(t) == one.table) before[t].counters[kNumRefusedSteps] = 2;  // both refused
+      if (static_cast<int64_t>(t) == one.table)
+        before[t].counters[kNumRefusedSteps] = 2;  // both refused
     }
     CheckTables(after, before, true);
   }

@@ -126,8 +126,8 @@ double NumDistinct(std::vector<int64_t> ids) {
 void TimeSteps(double bandwidth, int64_t divisor, gpu::Report* report) {
   const RuleCase rules[] = {{"sgd", {}}, {"adagrad", {1e-7}}, {"adam", {0.9, 0.999, 1e-7, 0}}};
   std::printf("steps, Zipf 1.1; least bytes: ids, gradients, rows and slots:\n");
-  for (const auto& [whole_rows, dim] : {std::pair<int64_t, int64_t>{1'000'000, 32},
-                                        std::pair<int64_t, int64_t>{10'000'000, 64}}) {
+  for (const auto& [whole_rows, dim] :
+       {std::pair<int64_t, int64_t>{1'000'000, 32}, std::pair<int64_t, int64_t>{10'000'000, 64}}) {
     const int64_t num_rows = whole_rows / divisor;
     for (const int64_t whole : {53'248, 500'000, 4'000'000}) {
       const int64_t num_lookups = std::max<int64_t>(1, whole / divisor);

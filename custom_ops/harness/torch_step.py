@@ -47,7 +47,9 @@ def time_step(torch, num_rows, dim, num_lookups, rule):
 
     def update():
         # Made anew: what was once summed need not be again.
-        bags.weight.grad = torch.sparse_coo_tensor(ids[None], upstream, size, check_invariants=False)
+        bags.weight.grad = torch.sparse_coo_tensor(
+            ids[None], upstream, size, check_invariants=False
+        )
         optimizer.step()
 
     def whole():

@@ -132,8 +132,9 @@ template <typename Index>
 __device__ bool TellFault(const View& view, const Index* ids, Report* report) {
   const bool is_id = view.fault->bad_id != kNoFault;
   const bool is_entry = !is_id && view.fault->bad_entry != kNoFault;
-  const unsigned long long packed =
-      is_id ? view.fault->bad_id : is_entry ? view.fault->bad_entry : view.fault->bad_row;
+  const unsigned long long packed = is_id      ? view.fault->bad_id
+                                    : is_entry ? view.fault->bad_entry
+                                               : view.fault->bad_row;
   if (packed == kNoFault || static_cast<int64_t>(packed >> 33) != view.index) return false;
   volatile Report* to = report;
   if (to->kind != BadLookup::kNone) return true;
@@ -142,8 +143,8 @@ __device__ bool TellFault(const View& view, const Index* ids, Report* report) {
   to->lookup = is_entry ? 0 : place;
   to->id = is_entry ? place : ids[place];
   __threadfence_system();  // the host sees `kind` last
-  to->kind = is_id      ? BadLookup::kId
-             : is_entry ? BadLookup::kEntry
+  to->kind = is_id        ? BadLookup::kId
+             : is_entry   ? BadLookup::kEntry
              : packed & 1 ? BadLookup::kState
                           : BadLookup::kGradient;
   return true;

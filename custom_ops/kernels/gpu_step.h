@@ -102,9 +102,9 @@ Error ApplyStep(const RuleInfo& rule, const std::vector<TableStep<Index>>& table
                 const StepInputs& inputs, void* workspace, Report* report, CUstream_st* stream,
                 Half half = Half::kBoth);
 
-// Brings tables up to date as SettleRows does, `*inputs.step` being the last step; of a TableStep it
-// uses no lookups. If an entry of a pool makes no sense, in any table, it changes nothing and tells
-// `report`.
+// Brings tables up to date as SettleRows does, `*inputs.step` being the last step; of a TableStep
+// it uses no lookups. If an entry of a pool makes no sense, in any table, it changes nothing and
+// tells `report`.
 Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& tables,
                    const StepInputs& inputs, bool wake, void* workspace, Report* report,
                    CUstream_st* stream);

@@ -53,7 +53,7 @@ struct BadLookup {
   Kind kind = kNone;
   int64_t table = 0;
   int64_t lookup = 0;  // position in the batch
-  int64_t id = 0;  // kEntry: of the pool
+  int64_t id = 0;      // kEntry: of the pool
 };
 
 // Finds the rows that a step updates or defers: drops repeats, leaves out rows that are skipped,

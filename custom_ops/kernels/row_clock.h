@@ -43,8 +43,7 @@ SLIPSTREAM_INLINE Touch TouchAt(uint32_t clock, int64_t step, uint32_t num_batch
   Touch touch;
   touch.num_batches = num_batches;
   // Workers of a cluster share steps: then fewer may have passed than there were batches.
-  touch.num_missed =
-      num_steps > num_batches ? static_cast<uint32_t>(num_steps - num_batches) : 0;
+  touch.num_missed = num_steps > num_batches ? static_cast<uint32_t>(num_steps - num_batches) : 0;
   touch.was_spent = (clock & kSpentBit) != 0;
   touch.is_first = clock == 0;
   return touch;

@@ -38,15 +38,15 @@ namespace slipstream {
 // A table's counters, int64 each. The first six are RowCounts. Then: steps that a GPU refused for
 // something in this table; the publication that `changed_rows` counts from; the last step of a push
 // from a worker.
-#define SLIPSTREAM_COUNTERS(COLUMN)  \
-  COLUMN(num_lookups)                \
-  COLUMN(num_skipped_lookups)        \
-  COLUMN(num_deferred_lookups)       \
-  COLUMN(num_row_updates)            \
-  COLUMN(num_skipped_row_updates)    \
-  COLUMN(num_deferred_row_updates)   \
-  COLUMN(num_refused_steps)          \
-  COLUMN(publication)                \
+#define SLIPSTREAM_COUNTERS(COLUMN) \
+  COLUMN(num_lookups)               \
+  COLUMN(num_skipped_lookups)       \
+  COLUMN(num_deferred_lookups)      \
+  COLUMN(num_row_updates)           \
+  COLUMN(num_skipped_row_updates)   \
+  COLUMN(num_deferred_row_updates)  \
+  COLUMN(num_refused_steps)         \
+  COLUMN(publication)               \
   COLUMN(push_step)
 
 // A table's policy: names by which it crosses into this library, with their types here.
@@ -58,6 +58,7 @@ namespace slipstream {
   FIELD(int64_t, drift_metric)          \
   FIELD(double, target_skip)            \
   FIELD(double, max_threshold)          \
+  FIELD(double, min_drift)              \
   FIELD(int64_t, first_sleep)           \
   FIELD(int64_t, max_sleep)             \
   FIELD(int64_t, updates_per_sleep)     \
@@ -74,7 +75,7 @@ namespace slipstream {
 
 #define SLIPSTREAM_FIELD_NAME(type, name) " " #name
 // All of them, as text.
-#define SLIPSTREAM_SCHEMA                                                  \
+#define SLIPSTREAM_SCHEMA \
   "version " SLIPSTREAM_SCHEMA_VERSION                                     \
   "\npool_ints" SLIPSTREAM_POOL_INTS(SLIPSTREAM_NAME_OF)                   \
   "\npolicy_state" SLIPSTREAM_POLICY_STATE(SLIPSTREAM_NAME_OF)             \

@@ -28,10 +28,10 @@ struct PolicySettings {
 
   // Sets a field by name. Returns whether there is one.
   bool Set(const std::string& field, double value) {
-#define SLIPSTREAM_FIELD(type, name)   \
-  if (field == #name) {                \
-    name = static_cast<type>(value);   \
-    return true;                       \
+#define SLIPSTREAM_FIELD(type, name) \
+  if (field == #name) {              \
+    name = static_cast<type>(value); \
+    return true;                     \
   }
     SLIPSTREAM_POLICY_FIELDS(SLIPSTREAM_FIELD)
 #undef SLIPSTREAM_FIELD
@@ -210,7 +210,10 @@ SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyS
                                      const Rows& rows, int64_t limit, int64_t cycle,
                                      PoolEntry* entry, float* path) {
   const double drift = Drift(policy, *entry, cycle, *path, rows);
-  const bool at_rest = drift <= state.threshold * state.strictness;
+  // One that slept too long overshoots and swings back: its path is long, and leads nowhere.
+  const bool swings = !policy.skips && policy.metric() == DriftMetric::kCoherence && *path > 0 &&
+                      drift < policy.min_drift;
+  const bool at_rest = !swings && drift <= state.threshold * state.strictness;
   int64_t sleep = 0;
   if (policy.skips) {
     if (at_rest) sleep = std::min(entry->period, limit);

@@ -222,8 +222,13 @@ SLIPSTREAM_DEFINE_UPDATE(Ftrl)
 template <typename Rule>
 constexpr RuleInfo Info(const char* name, decltype(RuleInfo::update) update,
                         decltype(RuleInfo::settle) settle) {
-  return {name,   Rule::kNumHyperparameters, Rule::NumSlots, Rule::kSlotsPerRow, Rule::kHasMoments,
-          update, settle};
+  return {name,
+          Rule::kNumHyperparameters,
+          Rule::NumSlots,
+          Rule::kSlotsPerRow,
+          Rule::kHasMoments,
+          update,
+          settle};
 }
 
 const RuleInfo kRules[] = {
@@ -300,7 +305,8 @@ std::vector<int64_t> EvictIdle(const RuleInfo& rule, const Table& table, int64_t
   for (int64_t i = 0; i < std::min(kIdleWindow, num_entries); ++i) {
     const int64_t index = (hand + i) % num_entries;
     const PoolEntry& entry = staleness.entries[index];
-    if (static_cast<int64_t>(evicted.size()) >= num_wanted || !IsIdle(entry, settings.step, table.holds_elsewhere) ||
+    if (static_cast<int64_t>(evicted.size()) >= num_wanted ||
+        !IsIdle(entry, settings.step, table.holds_elsewhere) ||
         !IsWhole(staleness, index, table.num_rows)) {
       continue;
     }

@@ -158,7 +158,8 @@ __device__ void UpdateRow(const Group& group, const View& view, const Rule& rule
     touch = TouchAt(static_cast<uint32_t>(table.last_steps[id]), settings.step, k);
     group.Sync();  // all lanes have read it
     const bool is_spent = rule.can_spend() && IsRare(touch);
-    if (group.lane == 0) table.last_steps[id] = static_cast<int32_t>(ClockOf(settings.step, is_spent));
+    if (group.lane == 0)
+      table.last_steps[id] = static_cast<int32_t>(ClockOf(settings.step, is_spent));
   }
   if (group.lane == 0) MarkChanged(table.changed_rows, id);
 
@@ -389,7 +390,8 @@ __device__ int64_t NumWanted(const View& view) {
   return view.places[last] + view.marks[last] - (view.pool.capacity - num_entries);
 }
 
-// Where rows want entries that there are none for, looks for idle ones, as EvictIdle does. One warp.
+// Where rows want entries that there are none for, looks for idle ones, as EvictIdle does. One
+// warp.
 __global__ void FindIdle(View view) {
   TableState& state = *view.state;
   if (IsFaulty(*view.fault) || NumWanted(view) <= 0 || state.begun.num_entries == 0) return;
@@ -400,10 +402,10 @@ __global__ void FindIdle(View view) {
   int64_t num_idle = 0;
   for (int64_t first = 0; first < window; first += 32) {
     const int64_t index = (hand + first + lane) % num_entries;
-    const bool is_idle = first + lane < window &&
-                         IsIdle(view.pool.entries[index], state.settings.step,
-                                view.table.holds_elsewhere) &&
-                         IsWhole(view.pool, index, view.table.num_rows);
+    const bool is_idle =
+        first + lane < window &&
+        IsIdle(view.pool.entries[index], state.settings.step, view.table.holds_elsewhere) &&
+        IsWhole(view.pool, index, view.table.num_rows);
     const unsigned found = __ballot_sync(~0u, is_idle);
     const int64_t place = num_idle + __popc(found & ((1u << lane) - 1));
     if (is_idle && place < num_wanted) state.idle[place] = static_cast<int32_t>(index);
@@ -651,8 +653,7 @@ Error Settle(const std::vector<TableStep<int32_t>>& tables, const StepInputs& in
     const View& view = layout.views[t];
     if (view.pool.row_states != nullptr) {
       const int64_t num_blocks = NumBlocks(view.pool.capacity * Group<1, 32>::kLanes);
-      SLIPSTREAM_RETURN_IF_ERROR(
-          Launch(FlushHeld<Rule>, num_blocks, kThreads, stream, view, wake));
+      SLIPSTREAM_RETURN_IF_ERROR(Launch(FlushHeld<Rule>, num_blocks, kThreads, stream, view, wake));
     }
     if (view.table.last_steps != nullptr) {
       SLIPSTREAM_RETURN_IF_ERROR(WithGroup(view, [&](auto group) {
@@ -661,8 +662,7 @@ Error Settle(const std::vector<TableStep<int32_t>>& tables, const StepInputs& in
                       kThreads, stream, view, inputs);
       }));
     }
-    SLIPSTREAM_RETURN_IF_ERROR(
-        Launch(EndSettle, 1, 1, stream, view, tables[t].counters, report));
+    SLIPSTREAM_RETURN_IF_ERROR(Launch(EndSettle, 1, 1, stream, view, tables[t].counters, report));
   }
   return cudaSuccess;
 }

@@ -10,8 +10,8 @@
 //   kSlotsPerRow          whether a slot has one value per row instead of one per element
 //   kHasMoments           whether it must know the steps that a row missed
 //   Adjust(row, dim, touch)
-//                         brings a row and its slots to the step before this one; to be called where
-//                         it missed a step or was spent
+//                         brings a row and its slots to the step before this one; to be called
+//                         where it missed a step or was spent
 //   Update(row, grad, dim, k, spends)
 //                         row: the row and its slots; grad [dim]: the sum over k batches; spends:
 //                         whether to spend its momentum, see below
@@ -22,12 +22,12 @@
 // kSlotsPerRow needs of the whole row is apart.
 //
 // A dense optimizer with momentum goes on moving a row after its last gradient, until the momentum
-// is gone: that movement is the gradient's *tail*, nine tenths of its whole effect where momentum is
-// 0.9. A row that is not touched in every step (IsRare) gets the whole tail at its touch, and is then
-// called *spent*. When it is touched again, what the tail had done beyond the steps that it missed is
-// taken back, and its momentum is as in a dense optimizer. So each gradient's effect reaches the row
-// once, before the row is read again. One that is not spent catches up when it is next touched. The
-// equations are derived in docs/rare_rows.md.
+// is gone: that movement is the gradient's *tail*, nine tenths of its whole effect where momentum
+// is 0.9. A row that is not touched in every step (IsRare) gets the whole tail at its touch, and is
+// then called *spent*. When it is touched again, what the tail had done beyond the steps that it
+// missed is taken back, and its momentum is as in a dense optimizer. So each gradient's effect
+// reaches the row once, before the row is read again. One that is not spent catches up when it is
+// next touched. The equations are derived in docs/rare_rows.md.
 
 #include <cmath>
 #include <cstdint>
@@ -160,8 +160,8 @@ struct Sgd : WithoutMomentum {
   static constexpr bool kSlotsPerRow = false, kHasMoments = false;
   static int NumSlots(const double*) { return 0; }
   SLIPSTREAM_HOST_DEVICE explicit Sgd(const StepSettings& s) : learning_rate(s.learning_rate) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t, bool) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
+                                bool) const {
     float* __restrict row = r.row;
     for (int64_t d = 0; d < dim; ++d) row[d] -= grad[d] * learning_rate;
   }
@@ -178,8 +178,8 @@ struct Momentum {
         momentum(s.hyperparameters[0], nesterov ? s.hyperparameters[0] : 1) {}
   SLIPSTREAM_INLINE bool can_spend() const { return momentum.can_spend(); }
   SLIPSTREAM_INLINE bool moves_when_missed() const { return true; }
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t k, bool spends) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t k,
+                                bool spends) const {
     float* __restrict row = r.row;
     float* __restrict m = r.slots[0];
     const float mu = static_cast<float>(momentum.base);
@@ -226,8 +226,8 @@ struct Adagrad : WithoutMomentum {
   static int NumSlots(const double*) { return 1; }
   SLIPSTREAM_HOST_DEVICE explicit Adagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t, bool) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
+                                bool) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
     for (int64_t d = 0; d < dim; ++d) {
@@ -244,8 +244,8 @@ struct RowWiseAdagrad : WithoutMomentum {
   static int NumSlots(const double*) { return 1; }
   SLIPSTREAM_HOST_DEVICE explicit RowWiseAdagrad(const StepSettings& s)
       : learning_rate(s.learning_rate), epsilon(s.hyperparameters[0]) {}
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t, bool) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t,
+                                bool) const {
     const float squares = LaneSum(dim, [&](int64_t d) { return grad[d] * grad[d]; });
     float* accumulator = r.slots[0];
     *accumulator = Accumulated(*accumulator, squares, dim);
@@ -294,9 +294,9 @@ struct Adam {
   SLIPSTREAM_INLINE bool moves_when_missed() const { return beta_1 > 0; }
 
   // row -= rate m / (ratio root + epsilon), root being that of v, or of AMSGrad's largest: the sum
-  // of several steps, in which m / root changes by a known factor each. `ratio` makes it exact where
-  // epsilon is far below the root or far above it; in between it is off by less than a thousandth
-  // (with Keras's betas).
+  // of several steps, in which m / root changes by a known factor each. `ratio` makes it exact
+  // where epsilon is far below the root or far above it; in between it is off by less than a
+  // thousandth (with Keras's betas).
   struct Movement {
     float rate = 0, ratio = 1;
   };
@@ -508,8 +508,8 @@ struct Ftrl : WithoutMomentum {
   SLIPSTREAM_INLINE float Power(float x) const {
     return power == 0.5f ? std::sqrt(x) : std::pow(x, power);
   }
-  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim,
-                                uint32_t k, bool) const {
+  SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t k,
+                                bool) const {
     float* __restrict row = r.row;
     float* __restrict accumulator = r.slots[0];
     float* __restrict linear = r.slots[1];

@@ -436,7 +436,8 @@ void TestRowClock() {
     for (const bool is_spent : {false, true}) {
       const uint32_t clock = ClockOf(step, is_spent);
       CHECK((clock & ~kSpentBit) != 0);
-      for (const int64_t num : {0, 1, 2, 1000, 1 << 29}) CHECK_EQ(StepsSince(clock, step + num), num);
+      for (const int64_t num : {0, 1, 2, 1000, 1 << 29})
+        CHECK_EQ(StepsSince(clock, step + num), num);
       // The counter was set back.
       for (const int64_t num : {1, 3, 1000}) {
         if (step - num >= 1) CHECK_EQ(StepsSince(clock, step - num), 0);

@@ -23,7 +23,8 @@ As ApplyRows, of what RowCachePush gave out.
 
 Pushes may come in another order than their steps: a table's step never goes back.
 
-)doc", kTableDoc, R"doc(
+)doc",
+                      kTableDoc, R"doc(
 worker_counters: int64 [num_workers, 5]: pulled rows, cached rows, batches held now, batches lost with a
   worker that was replaced, and which worker it is.
 indices: [num_ids] distinct ids in [0, num_rows).

@@ -27,11 +27,10 @@ class ApplyRowsGpuOp : public OpKernel {
     OP_REQUIRES_OK(context, ReadSteps(context, gpu_tables.list, &tables));
     Tensor workspace;
     OP_REQUIRES_OK(context, gpu_tables.AllocateWorkspace(context, &workspace));
-    OP_REQUIRES_OK(context,
-                   GpuStatus(gpu::ApplyStep(args_.rule(), tables, gpu_tables.inputs,
-                                            workspace.flat<uint8_t>().data(), gpu_tables.report,
-                                            StreamOf(context)),
-                             "ApplyRows"));
+    OP_REQUIRES_OK(context, GpuStatus(gpu::ApplyStep(args_.rule(), tables, gpu_tables.inputs,
+                                                     workspace.flat<uint8_t>().data(),
+                                                     gpu_tables.report, StreamOf(context)),
+                                      "ApplyRows"));
   }
 
  private:
@@ -71,10 +70,10 @@ class ApplyRowsGpuOp : public OpKernel {
   float clip_value_ = 0;
 };
 
-#define SLIPSTREAM_REGISTER(Index)                                                \
-  REGISTER_KERNEL_BUILDER(Name("Slipstream>ApplyRows")                            \
-                              .SLIPSTREAM_TABLES_ON_GPU.TypeConstraint<Index>("Tindices"), \
-                          ApplyRowsGpuOp<Index>)
+#define SLIPSTREAM_REGISTER(Index)                                                             \
+  REGISTER_KERNEL_BUILDER(                                                                     \
+      Name("Slipstream>ApplyRows").SLIPSTREAM_TABLES_ON_GPU.TypeConstraint<Index>("Tindices"), \
+      ApplyRowsGpuOp<Index>)
 SLIPSTREAM_REGISTER(int32_t);
 SLIPSTREAM_REGISTER(int64_t);
 #undef SLIPSTREAM_REGISTER

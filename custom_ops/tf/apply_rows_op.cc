@@ -26,7 +26,8 @@ Updates, in each table, the live rows that a step looked up; all tables, or none
 Repeated ids count once, with the sum of their gradient rows in batch order. Rows not looked up, and
 stale rows, keep their values and slots to the bit.
 
-)doc", kTableDoc, R"doc(
+)doc",
+                      kTableDoc, R"doc(
 indices: [num_lookups] ids in [0, num_rows).
 grads: [num_lookups, dim].
 grad_scales: Scalars; each multiplies its table's summed gradients.
@@ -49,8 +50,7 @@ class ApplyRowsOp : public OpKernel {
     tensorflow::OpInputList num_lookups;
     OP_REQUIRES_OK(context, context->input_list("num_lookups", &num_lookups));
     for (const Tensor& counted : num_lookups) {
-      OP_REQUIRES(context,
-                  num_lookups.size() == args_.num_tables() && counted.NumElements() == 3,
+      OP_REQUIRES(context, num_lookups.size() == args_.num_tables() && counted.NumElements() == 3,
                   InvalidArgument("num_lookups must be [3] for each of ", args_.num_tables(),
                                   " tables or for none, got ", num_lookups.size(), ", one of ",
                                   counted.shape().DebugString()));

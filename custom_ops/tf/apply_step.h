@@ -36,8 +36,7 @@ absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& ar
     for (size_t p = 0; p < with_policy.size(); ++p) {
       const int64_t t = with_policy[p];
       const Staleness& one = list->staleness[p];
-      is_refresh[t] =
-          BeginStep(one.policy, settings[t].step, settings[t].learning_rate, one.state);
+      is_refresh[t] = BeginStep(one.policy, settings[t].step, settings[t].learning_rate, one.state);
       const int64_t bad_entry = is_refresh[t] ? CheckPool(one, list->num_rows[t]) : -1;
       if (bad_entry >= 0) return BadEntryError(bad_entry, args.names()[t]);
       states[t] = {one.row_states, one.entries, static_cast<int64_t>(one.state->num_entries),

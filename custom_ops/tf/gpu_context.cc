@@ -28,8 +28,7 @@ absl::Status AllocateWorkspace(OpKernelContext* context, size_t num_bytes, Tenso
       tensorflow::DT_UINT8, tensorflow::TensorShape({static_cast<int64_t>(num_bytes)}), workspace);
 }
 
-absl::Status FindReport(OpKernelContext* context, const std::string& tables,
-                        gpu::Report** report) {
+absl::Status FindReport(OpKernelContext* context, const std::string& tables, gpu::Report** report) {
   static std::mutex mutex;  // guards reports
   static auto* reports = new std::map<std::string, gpu::Report*>;
   const std::string key = absl::StrCat(context->device()->name(), tables);

@@ -27,9 +27,9 @@ absl::Status GpuStatus(gpu::Error error, const char* what);
 absl::Status AllocateWorkspace(tensorflow::OpKernelContext* context, size_t num_bytes,
                                tensorflow::Tensor* workspace);
 
-// Where kernels report what is bad in tables, see gpu::Report: one report for each list of tables on
-// a device, whatever op works on them. A function that was traced anew has another op, which must
-// tell what the one before it found. Kept as long as the process.
+// Where kernels report what is bad in tables, see gpu::Report: one report for each list of tables
+// on a device, whatever op works on them. A function that was traced anew has another op, which
+// must tell what the one before it found. Kept as long as the process.
 //   tables  what tells these tables from others
 absl::Status FindReport(tensorflow::OpKernelContext* context, const std::string& tables,
                         gpu::Report** report);
@@ -42,13 +42,12 @@ absl::Status TakeEarlierError(gpu::Report* report, const std::vector<std::string
                               const std::vector<int64_t>& num_rows);
 
 // How all kernels that have TableArgs get at the variables: handles lie in host memory.
-#define SLIPSTREAM_TABLES_ON_GPU      \
-  SLIPSTREAM_ON_GPU                   \
-      .HostMemory("tables")           \
-      .HostMemory("slots")            \
-      .HostMemory("last_steps")       \
-      .HostMemory("changed_rows")     \
-      .HostMemory("counters")         \
+#define SLIPSTREAM_TABLES_ON_GPU         \
+  SLIPSTREAM_ON_GPU.HostMemory("tables") \
+      .HostMemory("slots")               \
+      .HostMemory("last_steps")          \
+      .HostMemory("changed_rows")        \
+      .HostMemory("counters")            \
       .SLIPSTREAM_POOLS_ON_GPU
 #define SLIPSTREAM_POOLS_ON_GPU  \
   HostMemory("row_states")       \

@@ -16,8 +16,8 @@ namespace slipstream {
 
 template <typename Index>
 struct GpuTables {
-  // Locks the variables as long as this object is. Fails with the error of an earlier step, if there
-  // is one that nobody was told of.
+  // Locks the variables as long as this object is. Fails with the error of an earlier step, if
+  // there is one that nobody was told of.
   absl::Status Read(tensorflow::OpKernelContext* context, TableArgs* args, float clip_value) {
     std::string resources;
     TF_RETURN_IF_ERROR(TableResources(context, &resources));

@@ -116,9 +116,9 @@ class LiveSlicesGpuOp : public OpKernel {
   PoolArgs pools_;
 };
 
-#define SLIPSTREAM_REGISTER(Index)                                                  \
-  REGISTER_KERNEL_BUILDER(                                                          \
-      Name("Slipstream>LiveSlices")                                                 \
+#define SLIPSTREAM_REGISTER(Index)                                                      \
+  REGISTER_KERNEL_BUILDER(                                                              \
+      Name("Slipstream>LiveSlices")                                                     \
           .SLIPSTREAM_ON_GPU.SLIPSTREAM_POOLS_ON_GPU.TypeConstraint<Index>("Tindices"), \
       LiveSlicesGpuOp<Index>)
 SLIPSTREAM_REGISTER(int32_t);

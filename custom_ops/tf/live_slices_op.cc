@@ -76,8 +76,7 @@ class LiveSlicesOp : public OpKernel {
       dims[t] = grads[t].dims() == 2 ? grads[t].dim_size(1) : 0;
     }
     std::vector<Staleness> staleness;
-    OP_REQUIRES_OK(context,
-                   pools_.Read(&variables, 0, num_rows_, dims, table_names_, &staleness));
+    OP_REQUIRES_OK(context, pools_.Read(&variables, 0, num_rows_, dims, table_names_, &staleness));
     for (size_t p = 0; p < staleness.size(); ++p) {
       const Staleness& one = staleness[p];
       states[pools_.tables()[p]] = {one.row_states, one.entries,

@@ -88,12 +88,11 @@ class ReplicaRowsOp : public OpKernel {
     const auto is_as_long = [](const auto& list, int num) {
       return static_cast<int>(list.size()) == num;
     };
-    OP_REQUIRES(
-        context,
-        is_as_long(table_names_, num_tables) && is_as_long(num_rows_, num_tables) &&
-            is_as_long(holding_tables_, num_holding),
-        InvalidArgument("expected ", num_tables, " table_names and num_rows and ", num_holding,
-                        " holding_tables"));
+    OP_REQUIRES(context,
+                is_as_long(table_names_, num_tables) && is_as_long(num_rows_, num_tables) &&
+                    is_as_long(holding_tables_, num_holding),
+                InvalidArgument("expected ", num_tables, " table_names and num_rows and ",
+                                num_holding, " holding_tables"));
     for (const int64_t t : holding_tables_) {
       OP_REQUIRES(context, 0 <= t && t < num_tables, InvalidArgument("there is no table ", t));
     }

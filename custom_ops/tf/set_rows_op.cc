@@ -38,16 +38,16 @@ class SetRowsOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     const Tensor &ids = context->input(1), &rows = context->input(2);
     TableVariables variables;
-    OP_REQUIRES_OK(context, variables.Add(context, tensorflow::HandleFromInput(context, 0),
-                                          rows.dtype()));
+    OP_REQUIRES_OK(context,
+                   variables.Add(context, tensorflow::HandleFromInput(context, 0), rows.dtype()));
     OP_REQUIRES_OK(context, variables.LockForWriting(context));
     Tensor* table = variables.tensor(0);
-    OP_REQUIRES(context,
-                table->dims() == 2 && ids.dims() == 1 && rows.dims() == 2 &&
-                    rows.dim_size(0) == ids.dim_size(0) && rows.dim_size(1) == table->dim_size(1),
-                InvalidArgument("table '", table_name_, "' ", table->shape().DebugString(), ": got ",
-                                ids.shape().DebugString(), " ids and rows ",
-                                rows.shape().DebugString()));
+    OP_REQUIRES(
+        context,
+        table->dims() == 2 && ids.dims() == 1 && rows.dims() == 2 &&
+            rows.dim_size(0) == ids.dim_size(0) && rows.dim_size(1) == table->dim_size(1),
+        InvalidArgument("table '", table_name_, "' ", table->shape().DebugString(), ": got ",
+                        ids.shape().DebugString(), " ids and rows ", rows.shape().DebugString()));
     const int64_t num_rows = table->dim_size(0), num = ids.NumElements();
     const int64_t* first = ids.flat<int64_t>().data();
     for (int64_t i = 0; i < num; ++i) {

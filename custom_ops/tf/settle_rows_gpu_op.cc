@@ -20,11 +20,10 @@ class SettleRowsGpuOp : public OpKernel {
     OP_REQUIRES_OK(context, tables.Read(context, &args_, 0));
     Tensor workspace;
     OP_REQUIRES_OK(context, tables.AllocateWorkspace(context, &workspace));
-    OP_REQUIRES_OK(context,
-                   GpuStatus(gpu::SettleTables(args_.rule(), tables.tables, tables.inputs, wake_,
-                                               workspace.flat<uint8_t>().data(), tables.report,
-                                               StreamOf(context)),
-                             "SettleRows"));
+    OP_REQUIRES_OK(context, GpuStatus(gpu::SettleTables(args_.rule(), tables.tables, tables.inputs,
+                                                        wake_, workspace.flat<uint8_t>().data(),
+                                                        tables.report, StreamOf(context)),
+                                      "SettleRows"));
   }
 
  private:

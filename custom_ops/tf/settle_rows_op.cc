@@ -21,7 +21,8 @@ Applies all that is held of rows that sleep, and what rows are behind by that mi
 
 Rows that were looked up in the last step and hold nothing keep their values to the bit.
 
-)doc", kTableDoc, R"doc(
+)doc",
+                      kTableDoc, R"doc(
 step: The number of the last step.
 wake: Whether rows that sleep wake; else they sleep on.
 )doc"));

@@ -8,45 +8,41 @@
 
 #include "../kernels/staleness.h"
 #include "../kernels/update_rows.h"
-#include "table_variables.h"
 #include "absl/strings/str_cat.h"
+#include "table_variables.h"
 #include "tensorflow/core/framework/op_kernel.h"
 
 namespace slipstream {
 
-// The row states and pools of tables, in an op's declaration. Numbers are lists of short strings: no
-// attribute has float64, and of a string of 80 characters or more TensorFlow's cache of eager
+// The row states and pools of tables, in an op's declaration. Numbers are lists of short strings:
+// no attribute has float64, and of a string of 80 characters or more TensorFlow's cache of eager
 // kernels compares only the first and last 10.
-#define SLIPSTREAM_POOL_INPUTS                  \
-  Input("row_states: num_policies * resource")  \
+#define SLIPSTREAM_POOL_INPUTS                       \
+  Input("row_states: num_policies * resource")       \
       .Input("pool_ints: num_policies * resource")   \
       .Input("pool_floats: num_policies * resource") \
       .Input("policy_states: num_policies * resource")
-#define SLIPSTREAM_POOL_ATTRS       \
-  Attr("num_policies: int >= 0")    \
-      .Attr("policy_tables: list(int)") \
-      .Attr("policies: list(string)")
+#define SLIPSTREAM_POOL_ATTRS \
+  Attr("num_policies: int >= 0").Attr("policy_tables: list(int)").Attr("policies: list(string)")
 // Tables with all that goes with them, and what a step applies to them.
-#define SLIPSTREAM_TABLE_INPUTS                     \
-  Input("tables: N * resource")                     \
-      .Input("slots: num_slots * resource")         \
+#define SLIPSTREAM_TABLE_INPUTS                       \
+  Input("tables: N * resource")                       \
+      .Input("slots: num_slots * resource")           \
       .Input("last_steps: num_last_steps * resource") \
-      .Input("changed_rows: N * resource")          \
-      .Input("counters: N * resource")              \
-      .SLIPSTREAM_POOL_INPUTS                       \
-      .Input("step: int64")                         \
-      .Input("learning_rate: float")                \
-      .Input("tail_rates: float")                   \
+      .Input("changed_rows: N * resource")            \
+      .Input("counters: N * resource")                \
+      .SLIPSTREAM_POOL_INPUTS.Input("step: int64")    \
+      .Input("learning_rate: float")                  \
+      .Input("tail_rates: float")                     \
       .Input("tails: float")
-#define SLIPSTREAM_TABLE_ATTRS                \
-  Attr("N: int >= 1")                         \
-      .Attr("num_slots: int >= 0")            \
-      .Attr("num_last_steps: int >= 0")       \
-      .SLIPSTREAM_POOL_ATTRS                  \
-      .Attr("rule: string")                   \
-      .Attr("hyperparameters: list(string)")  \
-      .Attr("weight_decays: list(float)")     \
-      .Attr("table_names: list(string)")      \
+#define SLIPSTREAM_TABLE_ATTRS                    \
+  Attr("N: int >= 1")                             \
+      .Attr("num_slots: int >= 0")                \
+      .Attr("num_last_steps: int >= 0")           \
+      .SLIPSTREAM_POOL_ATTRS.Attr("rule: string") \
+      .Attr("hyperparameters: list(string)")      \
+      .Attr("weight_decays: list(float)")         \
+      .Attr("table_names: list(string)")          \
       .Attr("rounding_seeds: list(int)")
 inline constexpr char kTableDoc[] = R"doc(
 slots: Those of the first table in the rule's order, then the second's, and so on.
@@ -94,8 +90,8 @@ class PoolArgs {
 struct TableList {
   std::vector<Table> tables;
   std::vector<int64_t> num_rows, dims;
-  std::vector<int64_t*> counters;     // [kNumCounters] each
-  std::vector<Staleness> staleness;   // of tables with a policy, to which these point
+  std::vector<int64_t*> counters;    // [kNumCounters] each
+  std::vector<Staleness> staleness;  // of tables with a policy, to which these point
 };
 
 class TableArgs {

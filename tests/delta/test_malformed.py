@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import shutil
 
@@ -86,8 +87,8 @@ MALFORMED = {
     "repeated field": (lambda h: b'{"kind": "delta", "kind": "delta"}', "repeats a name"),
     "nested deeply": (lambda h: b'{"kind": ' + b"[" * 100_000, "nested too deeply"),
     "nested deeply in a field": (
-        lambda h: json.dumps(h | {"base": 0}).encode().replace(b" 0,", b"[" * 500 + b"]" * 500, 1),
-        "no field 'id'|as 'base' where an object",
+        lambda h: h.update(base=functools.reduce(lambda inner, _: [inner], range(500), [])),
+        "a list (as 'base' )?where an object",
     ),
     "another format": (lambda h: h.update(format=7), "has format 7, .* reads format 1"),
     "another kind": (lambda h: h.update(kind="mark"), "it is a mark"),

@@ -66,9 +66,7 @@ def test_the_file_predicts_what_the_model_predicts(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert num_held(model) == 0 < num_asleep(model.optimizer)
-    predictions = [
-        one.predict(HELD_OUT[0], batch_size=64, verbose=0) for one in (model, loaded)
-    ]
+    predictions = [one.predict(HELD_OUT[0], batch_size=64, verbose=0) for one in (model, loaded)]
     np.testing.assert_array_equal(*predictions)
     assert_all_equal(loaded.get_weights(), model.get_weights())
 

@@ -38,7 +38,9 @@ class Training(threading.Thread):
     def one_step(self):
         rng = np.random.default_rng(self.num_steps)
         # A few rows come in every step, so that they sleep; others once.
-        ids = np.concatenate([rng.integers(8, size=[8, NUM_IDS]), rng.integers(NUM_ROWS, size=[4, NUM_IDS])])
+        ids = np.concatenate(
+            [rng.integers(8, size=[8, NUM_IDS]), rng.integers(NUM_ROWS, size=[4, NUM_IDS])]
+        )
         self.step(tf.constant(ids), tf.constant(rng.normal(size=[12, 1]), tf.float32))
         self.rows |= set(ids.ravel().tolist())
         self.num_steps += 1
@@ -90,7 +92,11 @@ def test_the_deltas_lead_to_the_final_table(inner, policy, tmp_path):
     last = 2 + NUM_DELTAS
     export.save_delta(model, last - 1, tmp_path / f"delta-{last}", version=last)
     for version in range(2, last + 1):
-        paths = (tmp_path / str(version - 1), tmp_path / f"delta-{version}", tmp_path / str(version))
+        paths = (
+            tmp_path / str(version - 1),
+            tmp_path / f"delta-{version}",
+            tmp_path / str(version),
+        )
         export.apply_delta(*paths)
     final = layer.get_weights()[0]
     np.testing.assert_array_equal(table_of(tmp_path / str(last)), final)

@@ -68,7 +68,8 @@ class PolicyTable(ReferenceTable):
         counters: Dict from the names in `SkipStats` to counts.
         closest_call: The smallest distance of a drift from what it was compared with, as a share
             of that. What rounds may judge otherwise where it is small.
-        num_at_rest, num_moving: Judgements so far, by what they found.
+        num_at_rest, num_moving: Judgements so far, by what they found; num_swinging: those moving
+            ones whose drift was below `min_drift`.
         num_evicted: Rows that have lost their entry so far.
     """
 
@@ -88,7 +89,7 @@ class PolicyTable(ReferenceTable):
         names = [f"num{kind}_{what}" for what in ("lookups", "row_updates") for kind in kinds]
         self.counters = dict.fromkeys(names, 0)
         self.closest_call = math.inf
-        self.num_at_rest = self.num_moving = self.num_evicted = 0
+        self.num_at_rest = self.num_moving = self.num_swinging = self.num_evicted = 0
 
     @property
     def num_sleeping(self):
@@ -290,6 +291,10 @@ class PolicyTable(ReferenceTable):
             correlation(self.rule) if cycle == 1 else 0.0,
         )
         is_at_rest = self._compare(moved, self.threshold * self.strictness)
+        if policy.on_stale == "defer" and policy.drift_metric == "coherence" and entry.path > 0:
+            is_swinging = not self._compare(policy.min_drift, moved)
+            self.num_swinging += is_swinging
+            is_at_rest = is_at_rest and not is_swinging
         longest, num_sleeps = self._longest(entry), 0
         self.num_at_rest += is_at_rest
         self.num_moving += not is_at_rest

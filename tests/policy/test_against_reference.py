@@ -133,6 +133,17 @@ def sure_stream(name, policy, **fields):
     raise AssertionError("no stream is sure")
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_that_swings_is_not_at_rest(name):
+    policy = policies(min_drift=1.0, threshold=1e6, updates_per_sleep=1, window=3)
+    oracle = follow(name, policy, sure_stream(name, policy))
+    assert oracle.num_at_rest >= 3 and oracle.num_swinging >= 3
+    still = oracle_of(Stream().values(), name, policies(min_drift=1.0, threshold=1e6))
+    for ids, grads, learning_rate in Stream().steps():
+        still.step(ids, np.zeros_like(grads), learning_rate)
+    assert still.num_swinging == 0
+
+
 @pytest.mark.parametrize("name, skip_below", [("sgd", 0.25), ("adam", 0.5)])
 def test_a_row_at_true_rest_is_skipped_instead_of_deferred(name, skip_below):
     policy = policies(drift_metric="l2", threshold=1e6, skip_below=skip_below)

@@ -48,7 +48,7 @@ def test_counts_are_integers_in_their_range(name, least):
             StalenessPolicy(**{name: value}, **others)
 
 
-@pytest.mark.parametrize("name", ["threshold", "max_threshold", "skip_below"])
+@pytest.mark.parametrize("name", ["threshold", "max_threshold", "min_drift", "skip_below"])
 def test_limits_are_finite_and_not_negative(name):
     for value in (0, 0.0, 1e-30, 7):
         assert getattr(StalenessPolicy(**{name: value}), name) == value

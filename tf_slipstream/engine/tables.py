@@ -29,7 +29,6 @@ from tf_slipstream.state.table import (
     set_policy_state,
 )
 
-
 # In a counter that is never negative and that every saved state has.
 _NOT_LOADED = -1
 

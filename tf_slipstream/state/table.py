@@ -103,7 +103,9 @@ def new_table_state(
     )
     if num_workers is not None:
         shape = (num_workers, len(schema.WORKER_COUNTERS))
-        state = dataclasses.replace(state, worker_counters=add("worker_counters", shape, "int64", 0))
+        state = dataclasses.replace(
+            state, worker_counters=add("worker_counters", shape, "int64", 0)
+        )
     if policy is None:
         return state
     capacity = pool_capacity(policy, num_rows)

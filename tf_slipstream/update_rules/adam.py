@@ -31,8 +31,8 @@ class Adam(UpdateRule):
     place. AdamW is the same rule after a weight decay.
 
     In a step without gradient a dense Adam moves a row by `alpha m / (sqrt(v) + epsilon)`, with `m`
-    and `v` decayed: by a factor `r = beta_1 / sqrt(beta_2)` less than in the step before. Such a row
-    gets all of that at its touch; docs/rare_rows.md has the sums.
+    and `v` decayed: by a factor `r = beta_1 / sqrt(beta_2)` less than in the step before. Such a
+    row gets all of that at its touch; docs/rare_rows.md has the sums.
     """
 
     beta_1: float
@@ -105,13 +105,14 @@ class Adam(UpdateRule):
             after = self._tail(settings, settings.step) * self._tail_rate(settings, 1)
             of_all = tf.cast(alpha, tf.float64) + self._ratio * after
             rate = tf.where(spends, alpha + to_float(self._ratio * after), alpha)
-            ratio = tf.where(
-                spends, to_float(of_all / (tf.cast(alpha, tf.float64) + after)), ratio
-            )
+            ratio = tf.where(spends, to_float(of_all / (tf.cast(alpha, tf.float64) + after)), ratio)
         return rows - m * rate / (root * ratio + self.epsilon), [m, v, *largest]
 
     def adjust(self, rows, slots, settings, touch):
-        power_1, power_2 = power(self.beta_1, touch.num_missed), power(self.beta_2, touch.num_missed)
+        power_1, power_2 = (
+            power(self.beta_1, touch.num_missed),
+            power(self.beta_2, touch.num_missed),
+        )
         root = tf.sqrt(slots[2] if self.amsgrad else slots[1])
         root_power = tf.ones_like(power_2) if self.amsgrad else tf.sqrt(power_2)
         if self.beta_1 > 0:

@@ -18,8 +18,9 @@ class RmsProp(UpdateRule):
     """`v = rho v + (1 - rho) grad^2; row -= learning_rate * grad / sqrt(v + epsilon)`.
 
     Tieleman & Hinton 2012. `centered` takes `v - a^2` for `v` under the root, with
-    `a = rho a + (1 - rho) grad`; with `momentum`, `b = momentum * b + increment; row -= b`. In a step
-    without gradient `v`, `a` and `b` decay, and the row moves by `b`: it gets that at its touch.
+    `a = rho a + (1 - rho) grad`; with `momentum`, `b = momentum * b + increment; row -= b`. In a
+    step without gradient `v`, `a` and `b` decay, and the row moves by `b`: it gets that at its
+    touch.
     """
 
     rho: float

@@ -23,8 +23,9 @@ class Sgd(UpdateRule):
 class Momentum(UpdateRule):
     """`m = momentum * m - learning_rate * grad; row += m`.
 
-    With `nesterov`, `row += momentum * m - learning_rate * grad` instead. In a step without gradient
-    the row moves by what its `m` has become; a row that misses steps gets all of that at its touch.
+    With `nesterov`, `row += momentum * m - learning_rate * grad` instead. In a step without
+    gradient the row moves by what its `m` has become; a row that misses steps gets all of
+    that at its touch.
     """
 
     momentum: float
