@@ -45,7 +45,8 @@ class StalenessPolicy:
             `threshold=None`.
         max_threshold: Bound on the threshold found.
         min_drift: With `"defer"` and `"coherence"`, a row that moves and whose drift is below this
-            swings back and forth. It is not at rest: it sleeps half as long. 0: it is.
+            swings back and forth: it is not at rest, and sleeps half as long. Half a window shows
+            it. 0: none does.
         first_sleep: Length of a row's first sleep, in its batches; at least 1. 1 is no sleep under
             `"defer"`.
         max_sleep: Longest sleep, in its batches; at least 1.

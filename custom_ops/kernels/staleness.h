@@ -202,6 +202,12 @@ SLIPSTREAM_HOST_DEVICE inline int64_t SleepLimit(const PolicySettings& policy,
   return std::max<int64_t>(1, std::min(longest, entry.num_updates / policy.updates_per_sleep));
 }
 
+// Whether a row that sleeps overshoots, and swings back: its path is long, and leads nowhere.
+SLIPSTREAM_HOST_DEVICE inline bool Swings(const PolicySettings& policy, double drift, double path) {
+  return !policy.skips && policy.metric() == DriftMetric::kCoherence && path > 0 &&
+         drift < policy.min_drift;
+}
+
 // The row's state after a judgement; returns the batches it may sleep now under "skip", else 0.
 //   rows  SquaredDistance() and AbsoluteDistance() of row and snapshot, SnapshotNorm(), squared:
 //         sums over the elements; dim(); TakeSnapshot() copies the row to its snapshot
@@ -210,10 +216,7 @@ SLIPSTREAM_HOST_DEVICE int64_t Judge(const PolicySettings& policy, const PolicyS
                                      const Rows& rows, int64_t limit, int64_t cycle,
                                      PoolEntry* entry, float* path) {
   const double drift = Drift(policy, *entry, cycle, *path, rows);
-  // One that slept too long overshoots and swings back: its path is long, and leads nowhere.
-  const bool swings = !policy.skips && policy.metric() == DriftMetric::kCoherence && *path > 0 &&
-                      drift < policy.min_drift;
-  const bool at_rest = !swings && drift <= state.threshold * state.strictness;
+  const bool at_rest = !Swings(policy, drift, *path) && drift <= state.threshold * state.strictness;
   int64_t sleep = 0;
   if (policy.skips) {
     if (at_rest) sleep = std::min(entry->period, limit);
@@ -254,7 +257,12 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
   const int64_t num_judged = policy.skips && entry->is_skipped ? policy.probe : policy.window;
   const int64_t period = entry->period;
   const int64_t limit = SleepLimit(policy, state, *entry);
-  const bool is_judged = entry->window_updates >= num_judged;
+  bool is_judged = entry->window_updates >= num_judged;
+  if (!is_judged && period > 1 && policy.min_drift > 0 &&
+      2 * entry->window_updates >= policy.window) {
+    // It swings farther with each update.
+    is_judged = Swings(policy, Drift(policy, *entry, cycle, *path, rows), *path);
+  }
   int64_t num_batches = 0;
   if (is_judged) num_batches = Judge(policy, state, rows, limit, cycle, entry, path);
   const bool sleeps_on = slept && !was_woken;

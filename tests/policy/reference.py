@@ -228,6 +228,8 @@ class PolicyTable(ReferenceTable):
             num_judged = policy.probe
         num_sleeps, period = 0, entry.period  # of batches
         is_judged = entry.window_updates >= num_judged
+        if entry.period > 1 and 2 * entry.window_updates >= policy.window:
+            is_judged = is_judged or self._swings(entry, self._drift(entry, cycle))
         if is_judged:
             num_sleeps = self._judge(entry, cycle)
         if policy.on_stale == "defer" and (is_judged or sleeps_on):
@@ -281,20 +283,11 @@ class PolicyTable(ReferenceTable):
     def _judge(self, entry, cycle):
         """Returns for how many batches the row sleeps under "skip"."""
         policy = self.policy
-        moved = drift(
-            policy.drift_metric,
-            self.values[entry.row],
-            entry.snapshot,
-            entry.path,
-            entry.window_updates,
-            # A row that missed a step before this one got all of its last gradient at once.
-            correlation(self.rule) if cycle == 1 else 0.0,
-        )
+        moved = self._drift(entry, cycle)
         is_at_rest = self._compare(moved, self.threshold * self.strictness)
-        if policy.on_stale == "defer" and policy.drift_metric == "coherence" and entry.path > 0:
-            is_swinging = not self._compare(policy.min_drift, moved)
-            self.num_swinging += is_swinging
-            is_at_rest = is_at_rest and not is_swinging
+        is_swinging = self._swings(entry, moved)
+        self.num_swinging += is_swinging
+        is_at_rest = is_at_rest and not is_swinging
         longest, num_sleeps = self._longest(entry), 0
         self.num_at_rest += is_at_rest
         self.num_moving += not is_at_rest
@@ -315,6 +308,23 @@ class PolicyTable(ReferenceTable):
         entry.snapshot = self.values[entry.row].copy()
         entry.path, entry.window_updates = 0.0, 0
         return num_sleeps
+
+    def _drift(self, entry, cycle):
+        return drift(
+            self.policy.drift_metric,
+            self.values[entry.row],
+            entry.snapshot,
+            entry.path,
+            entry.window_updates,
+            # A row that missed a step before this one got all of its last gradient at once.
+            correlation(self.rule) if cycle == 1 else 0.0,
+        )
+
+    def _swings(self, entry, moved):
+        policy = self.policy
+        if policy.on_stale == "skip" or policy.drift_metric != "coherence" or entry.path == 0:
+            return False
+        return not self._compare(policy.min_drift, moved)
 
     def _compare(self, value, limit):
         """Whether a value is at most a limit."""
