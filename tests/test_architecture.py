@@ -25,10 +25,10 @@ LAYERS = (
     {"ops", "update_rules"},
     {"row_wise_adagrad"},
     {"engine"},
-    {"_keras_hooks"},
+    {"_keras_hooks", "_keras_variables"},
     {"embedding", "optimizer"},
     {"model_tables"},
-    {"callbacks", "cli", "data", "distribute", "export", "server"},
+    {"callbacks", "cli", "data", "distribute", "export", "resizing", "server"},
     {PACKAGE},
 )
 
