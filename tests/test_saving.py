@@ -284,5 +284,5 @@ def test_a_saved_model_has_no_version_of_ours(tmp_path):
     fit(model, FIRST)
     tf.saved_model.save(model, tmp_path / "m")
     reader = tf.train.load_checkpoint(str(tmp_path / "m" / "variables" / "variables"))
-    assert not [name for name in reader.get_variable_to_shape_map() if "_saved_version" in name]
+    assert not [name for name in reader.get_variable_to_shape_map() if "_schema_version" in name]
     tf.saved_model.load(tmp_path / "m")

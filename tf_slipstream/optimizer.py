@@ -7,7 +7,7 @@ from tf_slipstream.engine.inner import Inner
 from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
-from tf_slipstream.state.saved_version import SavedVersion, variables_in, write_version
+from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
 
 _keras.register_serializable(StalenessPolicy)
 
@@ -79,7 +79,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self.wire_dtype = "float32"
         self._table_rule = table_rule
         self._tables, self._local_held = None, []
-        self._saved_version = SavedVersion()
+        self._schema_version = SchemaVersion()
 
     def _build(self, variables):
         strategy = self._distribution_strategy
@@ -193,7 +193,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
             self.flush_workers()
         children = super()._trackable_children(save_type, **kwargs)
         if save_type != "checkpoint":
-            children.pop("_saved_version", None)
+            children.pop("_schema_version", None)
         return children
 
     def save_own_variables(self, store):

@@ -12,7 +12,7 @@ from tf_slipstream.state import schema
 _KEY = "slipstream_schema_version"
 
 
-class SavedVersion(tf.train.experimental.PythonState):
+class SchemaVersion(tf.train.experimental.PythonState):
     """The version in a `tf.train.Checkpoint`. It is read before any variable is."""
 
     def serialize(self):
