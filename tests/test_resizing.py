@@ -23,7 +23,7 @@ from tests.models import (
 from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer, export, resize
 from tf_slipstream._keras import IS_KERAS_3, keras
 from tf_slipstream.delta.errors import ExportError
-from tf_slipstream.state import schema
+from tf_slipstream.state import resizing, schema
 
 optimizers = keras.optimizers
 INNER = {
@@ -302,6 +302,20 @@ def test_a_table_left_out_of_weight_decay_stays_so():
     np.testing.assert_array_equal(layer.embeddings.numpy(), before)
 
 
+def test_a_bfloat16_table_keeps_its_dtype_and_trains_on():
+    layer = SlipstreamEmbedding(SMALL, DIM, name="user", dtype="bfloat16")
+    layer.build(None)
+    optimizer = SlipstreamOptimizer(INNER["adam"]())
+    optimizer.build([layer.embeddings])
+    before = np.asarray(tf.cast(optimizer.tables["user"].table, tf.float32))
+    resize(layer, optimizer, LARGE)
+    table = optimizer.tables["user"].table
+    assert table.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(table, tf.float32)[:SMALL], before)
+    optimizer.apply_gradients([(slices([1], np.ones([1, DIM]), LARGE), layer.embeddings)])
+    assert (tf.cast(table, tf.float32)[1].numpy() != before[1]).all()
+
+
 def test_a_loss_scale_optimizer_may_be_around_it():
     layer = embedding_of(random_table(), name="user")
     model = click_model(layer)
@@ -354,6 +368,17 @@ def test_the_memory_of_the_old_table_is_given_back():
     resize(layer, optimizer, LARGE)
     for variable in old:
         assert tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=tf.float32).shape == (0, 0)
+
+
+@pytest.mark.parametrize("sizes", [(5, 12), (12, 5), (7, 7)])
+def test_rows_are_copied_a_few_at_a_time(sizes, monkeypatch):
+    monkeypatch.setattr(resizing, "_ELEMENTS_AT_ONCE", 7)  # two rows of 3
+    first, second = (tf.Variable(tf.random.normal([num_rows, DIM])) for num_rows in sizes)
+    before = second.numpy()
+    resizing.copy_rows(first, second)
+    num_kept = min(sizes)
+    np.testing.assert_array_equal(second[:num_kept], first[:num_kept])
+    np.testing.assert_array_equal(second[num_kept:], before[num_kept:])
 
 
 def test_the_same_size_changes_nothing():

@@ -9,7 +9,7 @@ from tf_slipstream import _keras, _keras_hooks, _keras_variables
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.engine import registry
 from tf_slipstream.optimizer import SlipstreamOptimizer
-from tf_slipstream.state.resizing import empty
+from tf_slipstream.state.resizing import copy_rows, empty
 from tf_slipstream.state.table import variables_of
 
 
@@ -56,10 +56,8 @@ def resize(layer, optimizer, input_dim):
     old, new = _rebuild(layer, int(input_dim))
     engine = optimizers[-1].engine
     if engine is None:
-        num_kept = min(int(old.shape[0]), int(new.shape[0]))
-        table = _keras.tf_variable(new)
-        table[:num_kept].assign(_keras.tf_variable(old)[:num_kept])
         unused = [_keras.tf_variable(old)]
+        copy_rows(*unused, _keras.tf_variable(new))
     else:
         before, after = engine.replace(old, new)
         pairs = list(zip(variables_of(before), variables_of(after), strict=True))

@@ -1,5 +1,7 @@
 """Gives a table of another number of rows the state of the one that it replaces."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,6 +10,7 @@ from tf_slipstream.state.table import pool_capacity
 
 _ROW, _WAKE_STEP, _NUM_UPDATES = map(schema.POOL_INTS.index, ("row", "wake_step", "num_updates"))
 _MOST_UPDATES = 2**31 - 1
+_ELEMENTS_AT_ONCE = 1 << 24
 
 
 def num_entries_to_evict(state, num_rows):
@@ -32,7 +35,7 @@ def copy_state(old, new):
     """
     num_kept = min(old.num_rows, new.num_rows)
     for before, after in zip((old.table, *old.slots), (new.table, *new.slots), strict=True):
-        after[:num_kept].assign(before[:num_kept])
+        copy_rows(before, after)
     if old.last_steps is not None:
         _assign_head(new.last_steps, old.last_steps.numpy()[:num_kept])
     _assign_head(new.changed_rows, _head_of_bits(old.changed_rows.numpy(), num_kept))
@@ -41,6 +44,20 @@ def copy_state(old, new):
     new.counters.assign(counters)
     if old.policy is not None:
         _copy_pool(old, new, num_kept)
+
+
+def copy_rows(old, new):
+    """Copies the first rows of a variable, as many as both have, without a copy of all of them.
+
+    Args:
+        old: `tf.Variable` of any rank above 0.
+        new: `tf.Variable` with another number of rows at most.
+    """
+    num_rows = min(int(old.shape[0]), int(new.shape[0]))
+    at_once = max(1, _ELEMENTS_AT_ONCE // math.prod(old.shape[1:]))
+    for start in range(0, num_rows, at_once):
+        end = min(start + at_once, num_rows)
+        new[start:end].assign(old[start:end])
 
 
 def _copy_pool(old, new, num_kept):
