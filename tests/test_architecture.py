@@ -25,10 +25,10 @@ LAYERS = (
     {"ops", "update_rules"},
     {"row_wise_adagrad"},
     {"engine"},
-    {"_keras_hooks"},
+    {"_keras_hooks", "_keras_variables"},
     {"embedding", "optimizer"},
     {"model_tables"},
-    {"callbacks", "cli", "data", "distribute", "export", "server"},
+    {"callbacks", "cli", "data", "distribute", "export", "resizing", "server"},
     {PACKAGE},
 )
 
@@ -221,3 +221,62 @@ def test_importing_needs_none_of_the_optional_packages():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ
     )
     assert result.returncode == 0, result.stderr
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_page_names_the_folders_that_there_are():
+    named = re.findall(r"^\| `((?:tf_slipstream|custom_ops)/[a-z_/]*)` \|", PAGE, re.M)
+    package = {path.parent.relative_to(ROOT) for path in MODULES.values()}
+    sources = {path.parent for path in (ROOT / "custom_ops").glob("*/*.cc")}
+    there = package | {path.relative_to(ROOT) for path in sources}
+    assert sorted(named) == sorted(f"{folder.as_posix()}/" for folder in there)
+
+
+def test_the_page_names_the_layers_that_imports_are_held_to():
+    (block,) = re.findall(r"```layers\n(.*?)```", PAGE, re.S)
+    assert [set(line.split()) for line in block.splitlines()[::-1]] == list(LAYERS)
+
+
+def test_every_file_that_the_page_names_exists():
+    folders = ("", "docs", "tf_slipstream", "custom_ops/kernels", "custom_ops/tf")
+    names = re.findall(r"`([\w/]+\.(?:py|cc|h|md))`", PAGE)
+    assert len(names) > 30
+    for name in names:
+        assert any((ROOT / folder / name).exists() for folder in folders), name
+
+
+def test_who_uses_the_registry_is_who_the_page_says():
+    registry = f"{PACKAGE}.engine.registry"
+    users = {m for m in MODULES if registry in own_imports_of(m) | imports_of(m)}
+    (table,) = re.findall(r"asks or tells the registry \|\n\|---\|---\|\n(.*?)\n\n", PAGE, re.S)
+    named = re.findall(r"^\| `([\w/]+)\.py`", table, re.M)
+    assert users == {f"{PACKAGE}.{name.replace('/', '.')}" for name in named}
+
+
+def test_a_field_of_a_policy_is_four_edits_in_three_files():
+    """Counted for `min_drift`, which has a range, a default and one effect."""
+    field = "min_drift"
+    named = {}
+    for path in [*MODULES.values(), *(ROOT / "custom_ops").glob("[kt]*/*.[hc]*")]:
+        if path.parent.name == "tests":
+            continue
+        if path.suffix == ".py":
+            nodes = ast.walk(ast.parse(path.read_text()))
+            words = [getattr(n, "id", getattr(n, "attr", getattr(n, "value", None))) for n in nodes]
+            count = words.count(field)
+        else:
+            code = re.sub(r"//.*", "", path.read_text())
+            count = len(re.findall(rf"\b{field}\b", code))
+        if count:
+            named[path.relative_to(ROOT).as_posix()] = count
+    assert named == {
+        "tf_slipstream/policy.py": 2,
+        "custom_ops/kernels/schema.h": 1,
+        "custom_ops/kernels/staleness.h": 1,
+    }
+    (table,) = re.findall(r"\| edit \| file \|\n\|---\|---\|\n(.*?)\n\n", PAGE, re.S)
+    assert sorted(re.findall(r"`([\w/]+\.\w+)` \|$", table, re.M)) == sorted(
+        path for path, count in named.items() for _ in range(count)
+    )

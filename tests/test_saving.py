@@ -25,7 +25,9 @@ from tests.models import (
     values_of,
 )
 from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer
+from tf_slipstream import optimizer as optimizer_module
 from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream.state import schema
 
 INNER = {
     "adagrad": lambda: keras.optimizers.Adagrad(0.25),
@@ -204,3 +206,83 @@ def test_a_killed_process_continues_from_its_checkpoint_as_if_never_killed(tmp_p
 
 if __name__ == "__main__":
     train_until_killed(sys.argv[1])
+
+
+def _as_keras(model, folder):
+    model.save(folder / "m.keras")
+    return lambda: keras.models.load_model(folder / "m.keras")
+
+
+def _as_weights(model, folder):
+    model.save_weights(folder / "m.weights.h5")
+    other = make_model("adam")
+    other.optimizer.build(other.trainable_variables)
+    return lambda: other.load_weights(folder / "m.weights.h5")
+
+
+def _as_checkpoint(model, folder):
+    path = checkpoint_of(model).save(folder / "c")
+    return lambda: checkpoint_of(make_model("adam")).restore(path)
+
+
+WAYS = {
+    "keras": _as_keras,
+    # In tf_keras such a file has the optimizer as well.
+    "weights": _as_weights,
+    "checkpoint": _as_checkpoint,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_state_of_another_version_of_the_schema_is_refused(way, tmp_path, monkeypatch):
+    model = make_model("adam")
+    fit(model, FIRST)
+    load = WAYS[way](model, tmp_path)
+    load()
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    with pytest.raises(
+        ValueError, match=rf"version {schema.VERSION - 1} of tf_slipstream's schema"
+    ):
+        load()
+
+
+def test_a_checkpoint_of_another_version_changes_nothing(tmp_path, monkeypatch):
+    saved, model = make_model("adam"), make_model("adam")
+    fit(saved, FIRST)
+    fit(model, SECOND)
+    before = state_of(model)
+    path = checkpoint_of(saved).save(tmp_path / "c")
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    with pytest.raises(ValueError, match="schema"):
+        checkpoint_of(model).restore(path)
+    assert_all_equal(state_of(model), before)
+
+
+def test_optimizer_state_without_a_version_is_refused(tmp_path, monkeypatch):
+    model = make_model("adam")
+    fit(model, FIRST)
+    monkeypatch.setattr(optimizer_module, "write_version", lambda store: None)
+    load = _as_keras(model, tmp_path)
+    with pytest.raises(ValueError, match="version 1 of tf_slipstream's schema"):
+        load()
+
+
+def test_weights_of_a_stock_optimizer_are_none_of_ours(tmp_path):
+    """Keras leaves its state out, with a warning of its own; the weights are read."""
+    stock = make_model("adam")
+    stock.compile(keras.optimizers.Adam(0.125), loss="binary_crossentropy")
+    fit(stock, FIRST)
+    stock.save_weights(tmp_path / "m.weights.h5")
+    model = make_model("adam")
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(tmp_path / "m.weights.h5")
+    assert_all_equal(model.get_weights(), stock.get_weights())
+
+
+def test_a_saved_model_has_no_version_of_ours(tmp_path):
+    model = make_model("adam")
+    fit(model, FIRST)
+    tf.saved_model.save(model, tmp_path / "m")
+    reader = tf.train.load_checkpoint(str(tmp_path / "m" / "variables" / "variables"))
+    assert not [name for name in reader.get_variable_to_shape_map() if "_schema_version" in name]
+    tf.saved_model.load(tmp_path / "m")

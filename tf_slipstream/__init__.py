@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
     from tf_slipstream.ops import build_info
     from tf_slipstream.optimizer import SlipstreamOptimizer
     from tf_slipstream.policy import StalenessPolicy
+    from tf_slipstream.resizing import resize
     from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
     from tf_slipstream.state.stats import SkipStats
 
@@ -37,6 +38,7 @@ __all__ = [
     "data",
     "distribute",
     "export",
+    "resize",
 ]
 
 # By name, the module that has it; of a module that is public itself, its own.
@@ -52,6 +54,7 @@ _HOMES = {
     "data": "data",
     "distribute": "distribute",
     "export": "export",
+    "resize": "resizing",
 }
 # Whose classes Keras must know by name.
 _REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")

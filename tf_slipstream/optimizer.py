@@ -7,6 +7,7 @@ from tf_slipstream.engine.inner import Inner
 from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
+from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
 
 _keras.register_serializable(StalenessPolicy)
 
@@ -78,6 +79,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self.wire_dtype = "float32"
         self._table_rule = table_rule
         self._tables, self._local_held = None, []
+        self._schema_version = SchemaVersion()
 
     def _build(self, variables):
         strategy = self._distribution_strategy
@@ -189,14 +191,18 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         # as well, which does no harm.
         if save_type == "checkpoint" and tf.executing_eagerly():
             self.flush_workers()
-        return super()._trackable_children(save_type, **kwargs)
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type != "checkpoint":
+            children.pop("_schema_version", None)
+        return children
 
     def save_own_variables(self, store):
         self.settle()
         super().save_own_variables(store)
+        write_version(store)
 
     def load_own_variables(self, store):
-        super().load_own_variables(store)
+        super().load_own_variables(variables_in(store, len(self.variables)))
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))

@@ -19,6 +19,7 @@ from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 from tf_slipstream.ops.settle_rows import settle_rows
 from tf_slipstream.state import schema
+from tf_slipstream.state.resizing import copy_state, num_entries_to_evict
 from tf_slipstream.state.stats import SkipStats, sum_stats
 from tf_slipstream.state.table import (
     counters_of,
@@ -82,7 +83,10 @@ class Tables:
                 stacklevel=2,
             )
             policy = None
+        self._states[id(table)] = self._new_state(table, name, policy)
+        self._variables[id(table)] = variable
 
+    def _new_state(self, table, name, policy):
         def add(suffix, shape, dtype, value):
             with self._strategy.extended.colocate_vars_with(table):
                 added = self._add_variable(
@@ -96,7 +100,8 @@ class Tables:
                 )
             return _keras.tf_variable(added)
 
-        state = new_table_state(
+        registry.add_holder(table, self)
+        return new_table_state(
             add,
             name,
             table,
@@ -107,8 +112,6 @@ class Tables:
             num_workers=num_tasks("worker") if is_on_servers(self._strategy) else None,
             local_held=self._new_local_held(table, policy),
         )
-        self._states[id(table)], self._variables[id(table)] = state, variable
-        registry.add_holder(table, self)
 
     def _new_local_held(self, table, policy):
         """Returns where each of several replicas holds gradients; None where the pool holds them.
@@ -160,6 +163,27 @@ class Tables:
     def state_of(self, variable):
         """Returns the `TableState` of a variable; None where it is no table of these."""
         return self._states.get(id(_keras.tf_variable(variable)))
+
+    def replace(self, old, new):
+        """Has a table of another number of rows take the place of one, with its rows and state.
+
+        Args:
+            old: Variable of a table of these, of Keras or TensorFlow.
+            new: Variable of the table that takes its place, with the values of its new rows.
+
+        Returns:
+            The `TableState`s of the two.
+        """
+        before, table = self.state_of(old), _keras.tf_variable(new)
+        if num_entries_to_evict(before, int(table.shape[0])):
+            self.settle()
+        after = self._new_state(table, before.name, before.policy)
+        copy_state(before, after)
+        states = [after if state is before else state for state in self.states]
+        self._variables[id(table)] = new
+        self._variables = {id(s.table): self._variables[id(s.table)] for s in states}
+        self._states = {id(state.table): state for state in states}
+        return before, after
 
     def apply(self, tables, dense, apply_dense, loss_scale, are_summed):
         """Does a training step.
@@ -234,6 +258,10 @@ class Tables:
     @property
     def is_on_servers(self):
         return isinstance(self._way, Servers)
+
+    @property
+    def is_on_one_device(self):
+        return isinstance(self._way, OneDevice)
 
     def settle(self, wake=False):
         """Applies all that is held, and what rows are behind by that missed steps.

@@ -124,6 +124,21 @@ def new_table_state(
     )
 
 
+def variables_of(state):
+    """Returns the variables of a table's state that are the optimizer's, in a fixed order."""
+    others = (
+        state.last_steps,
+        state.changed_rows,
+        state.counters,
+        state.worker_counters,
+        state.row_states,
+        state.pool_ints,
+        state.pool_floats,
+        state.policy_state,
+    )
+    return [*state.slots, *(variable for variable in others if variable is not None)]
+
+
 def gather_int32(variable, ids):
     """Returns elements of an int32 variable of a `TableState`."""
     return bits_as(tf.gather(variable, ids), tf.int32)
