@@ -301,6 +301,10 @@ def fit(settings):
         "validation_steps": 10,
         "verbose": settings.get("verbose", 2),
     }
+    watching = []
+    if settings.get("watched"):
+        watching = [slipstream.SkipGuard("val_auc", loss_interval=10), slipstream.SkipHistory(20)]
+        arguments["callbacks"] += watching
     if settings.get("no_validation"):
         del arguments["validation_data"], arguments["validation_steps"]
     if _keras.IS_KERAS_3:
@@ -316,6 +320,8 @@ def fit(settings):
         np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
     return {
         "history": {name: list(map(float, values)) for name, values in history.history.items()},
+        "decisions": watching[0].history if watching else [],
+        "records": [record["step"] for record in watching[1].history["item"]] if watching else [],
         "iterations": int(optimizer.iterations.numpy()),
         "num_batches": len(num_batches),
         "num_epochs": len(history.epoch),

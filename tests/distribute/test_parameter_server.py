@@ -113,6 +113,17 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster):
+    settings = {"policy": programs.SLEEPY, "watched": True}
+    result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
+    assert [one["reason"] for one in result["decisions"]][-1] == "metric"
+    assert {one["epoch"] for one in result["decisions"]} == {0, 1}
+    assert result["decisions"][-1]["step"] == 100
+    # Two within each epoch and one at its end; steps are those done, not those sent.
+    records = result["records"]
+    assert records == sorted(records) and 50 in records and records[-1] == 100
+
+
 def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path):
     folder = str(tmp_path / "model")
     settings = {"policy": programs.SLEEPY, "epochs": 1, "export": folder}
