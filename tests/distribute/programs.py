@@ -25,8 +25,8 @@ def connect(partitioned=False):
 
 
 def policy_of(settings):
-    changes = settings.get("policy")
-    return None if changes is None else slipstream.StalenessPolicy(**changes)
+    policy = settings.get("policy")
+    return slipstream.StalenessPolicy(**policy) if isinstance(policy, dict) else policy
 
 
 def optimizer_of(inner, settings):
@@ -330,6 +330,36 @@ def fit(settings):
         "devices": [shard.device for shard in layer._shards],
         "shapes": [list(shard.shape) for shard in layer._shards],
     }
+
+
+def validation(settings):
+    """What the last validation of `fit` says, and `evaluate` after it, under several policies."""
+    strategy = connect()
+    # One batch: its sums are the same in whatever order workers add them.
+    held_out = tf.data.Dataset.from_tensor_slices(clicks(50, seed=1)).batch(50).repeat()
+    found = []
+    for policy in settings["policies"]:
+        with strategy.scope():
+            model, _ = click_model(settings)
+            rule = getattr(keras.optimizers, settings["rule"])(0.05)
+            optimizer = optimizer_of(rule, {"policy": policy})
+            model.compile(optimizer, "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
+            optimizer.build(model.trainable_variables)
+        arguments = {"validation_data": held_out, "validation_steps": 4, "verbose": 0}
+        arguments |= {"epochs": 2, "steps_per_epoch": settings["steps"]}
+        if _keras.IS_KERAS_3:
+            trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+            history = trainer.fit(dataset, **arguments).history
+            evaluated = trainer.evaluate(held_out, 4)
+        else:
+            creator = tf.keras.utils.experimental.DatasetCreator(dataset)
+            history = model.fit(creator, **arguments).history
+            evaluated = model.evaluate(held_out, steps=4, verbose=0, return_dict=True)
+        stats = optimizer.skip_stats()["item"]
+        validated = {name: history[f"val_{name}"][-1] for name in evaluated}
+        num_stale = stats.num_deferred_lookups + stats.num_skipped_lookups
+        found.append({"validated": validated, "evaluated": evaluated, "num_stale": num_stale})
+    return {"found": found}
 
 
 def fit_shared(settings):

@@ -113,6 +113,16 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+def test_the_last_validation_is_what_is_evaluated_after_fit(cluster):
+    skip = {**programs.SLEEPY, "on_stale": "skip", "probe": 2}
+    policies = [None, programs.SLEEPY, skip, "conservative", "balanced", "aggressive"]
+    found = run(cluster, "validation", rule="Adam", steps=150, policies=policies)["found"]
+    for policy, one in zip(policies, found, strict=True):
+        assert one["validated"].keys() == {"loss", "auc"}
+        assert one["validated"] == one["evaluated"], policy
+        assert (one["num_stale"] > 0) == (policy is not None), policy
+
+
 def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster):
     settings = {"policy": programs.SLEEPY, "watched": True}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
