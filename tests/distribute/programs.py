@@ -362,6 +362,46 @@ def validation(settings):
     return {"found": found}
 
 
+def predicting(settings):
+    """What `predict` returns while workers hold gradients, and after `fit`."""
+    strategy = connect()
+    with strategy.scope():
+        model, _ = click_model(settings)
+        optimizer = optimizer_of(keras.optimizers.Adam(0.05), settings)
+        model.compile(optimizer, "binary_crossentropy")
+        optimizer.build(model.trainable_variables)
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+    ids = clicks(1000, seed=1)[0]
+    batches = tf.data.Dataset.from_tensor_slices(ids).batch(30)  # 34, the last of 10
+    found = []
+
+    def look():
+        before = stats_of(optimizer)["item"]
+        outputs = trainer.predict(batches)
+        after = stats_of(optimizer)["item"]
+        some = trainer.predict(lambda context: batches.repeat(), steps=2)
+        found.append(
+            {
+                "shape": list(outputs.shape),
+                "largest_difference": float(np.abs(outputs - model(tf.constant(ids))).max()),
+                "num_unlike": int(np.sum(outputs[:60] != some)),
+                "num_held": [one["num_held_batches"] for one in (before, after)],
+                "num_asleep": [one["num_stale_rows"] for one in (before, after)],
+            }
+        )
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            look()
+
+    trainer.fit(dataset, steps_per_epoch=60, callbacks=[Look()], verbose=0)
+    look()
+    try:
+        trainer.predict(batches.take(0))
+    except ValueError as error:
+        return {"found": found, "said": str(error)}
+
+
 def fit_shared(settings):
     """Steps on data that workers share: SGD with rate 1 counts how often each id comes."""
     strategy = connect()

@@ -113,6 +113,20 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a `predict` of its own")
+def test_workers_predict_in_order_what_the_model_is_when_all_is_applied(cluster):
+    result = run(cluster, "predicting", policy=programs.SLEEPY)
+    training, after = result["found"]
+    for one in (training, after):
+        assert one["shape"] == [1000, 1]
+        # Sums of a dozen products below 1, on other machines in another order.
+        assert one["largest_difference"] < 16 * np.finfo(np.float32).eps
+        assert one["num_unlike"] == 0
+        assert one["num_held"][1] == 0
+    assert training["num_held"][0] > 0 and training["num_asleep"][1] > 0
+    assert "got no batch" in result["said"]
+
+
 def test_the_last_validation_is_what_is_evaluated_after_fit(cluster):
     skip = {**programs.SLEEPY, "on_stale": "skip", "probe": 2}
     policies = [None, programs.SLEEPY, skip, "conservative", "balanced", "aggressive"]
