@@ -1,6 +1,8 @@
 """Layer and optimizer together: `model.fit`, custom loops, callbacks, precision, failures."""
 
 import functools
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -390,6 +392,25 @@ class TestXla:
         model = click_model(embedding_of(random_table()), slipstream("adam"), jit_compile=True)
         with pytest.raises(tf.errors.InvalidArgumentError, match="Slipstream>ApplyRows"):
             fit(model, click_data())
+
+    def test_the_layer_of_the_docs_compiles_the_dense_part_alone(self):
+        text = (pathlib.Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+        names = {"keras": keras, "tf": tf}
+        exec(re.search(r"```python\n(class Compiled.*?)```", text, re.S).group(1), names)
+        histories = []
+        for wrap in (names["Compiled"], lambda layer: layer):
+            ids = keras.Input([3], dtype="int64")
+            rows = keras.layers.Flatten()(embedding_of(random_table(), name="user")(ids))
+            hidden = keras.layers.Dense(4, "relu", kernel_initializer="ones")
+            last = keras.layers.Dense(1, "sigmoid", kernel_initializer="zeros")
+            tower = wrap(keras.Sequential([hidden, last]))
+            model = keras.Model(ids, tower(rows))
+            model.compile(slipstream("adam"), "binary_crossentropy")
+            histories.append(fit(model, click_data()))
+            if isinstance(tower, names["Compiled"]):
+                compiled = tower.run.experimental_get_compiler_ir(tf.zeros([16, 9]))()
+                assert "HloModule" in compiled
+        np.testing.assert_allclose(*(one.history["loss"] for one in histories), rtol=1e-5)
 
 
 class TestFailures:
