@@ -413,6 +413,47 @@ class TestXla:
         np.testing.assert_allclose(*(one.history["loss"] for one in histories), rtol=1e-5)
 
 
+class TestSkippedBatches:
+    """With a LossScaleOptimizer around it a batch whose gradients are not finite is left out."""
+
+    BAD = slice(16, 32)  # the second of four batches
+
+    def model(self):
+        scaling = getattr(keras.mixed_precision, "LossScaleOptimizer", None)
+        scaling = scaling or keras.optimizers.LossScaleOptimizer
+        layer = embedding_of(random_table(), name="user")
+        return click_model(layer, scaling(slipstream("adam"), initial_scale=1.0))
+
+    def test_such_a_batch_changes_no_weight(self):
+        ids, labels = click_data()
+        model = self.model()
+        model.train_on_batch(ids[:16], labels[:16])
+        before = values_of(model.variables)
+        model.train_on_batch(ids[self.BAD], np.full([16, 1], np.nan, np.float32))
+        assert_all_equal(values_of(model.variables), before)
+        model.train_on_batch(ids[:16], labels[:16])
+        assert not np.array_equal(model.get_weights()[0], before[0])
+
+    @pytest.mark.skipif(not IS_KERAS_3, reason="tf_keras counts the step all the same")
+    def test_training_is_that_of_the_other_batches(self):
+        ids, labels = click_data()
+        expected, model = self.model(), self.model()
+        fit(expected, [np.delete(part, np.arange(64)[self.BAD], axis=0) for part in (ids, labels)])
+        labels[self.BAD] = np.nan
+        fit(model, (ids, labels))
+        assert int(model.optimizer.inner_optimizer.iterations) == 3
+        assert_all_equal(model.get_weights(), expected.get_weights())
+
+    def test_terminate_on_nan_ends_training(self):
+        ids, labels = click_data()
+        labels[self.BAD] = np.nan
+        model, seen = self.model(), []
+        look = keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: seen.append(batch))
+        fit(model, (ids, labels), callbacks=[keras.callbacks.TerminateOnNaN(), look])
+        assert seen == [0, 1]
+        assert all(np.isfinite(weights).all() for weights in model.get_weights())
+
+
 class TestFailures:
     def model(self, **kwargs):
         return click_model(embedding_of(random_table(), name="user"), slipstream("adam"), **kwargs)
