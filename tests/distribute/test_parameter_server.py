@@ -73,6 +73,13 @@ def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
+def test_a_table_of_bfloat16_is_refused_with_what_to_do(cluster):
+    said = run(cluster, "refusal", dtype="bfloat16")["said"]
+    assert "'item' has a table of bfloat16" in said
+    assert "wire_dtype" in said and "mixed_bfloat16" in said
+    assert run(cluster, "refusal", dtype="mixed_bfloat16")["said"] == ""
+
+
 def test_gradients_that_were_changed_are_refused(cluster):
     result = run(cluster, "changed_gradients", partitioned=not _keras.IS_KERAS_3)
     changed, unchanged, *scaled = result["said"]
