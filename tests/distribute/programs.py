@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 import time
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -38,9 +39,9 @@ def optimizer_of(inner, settings):
     return optimizer
 
 
-def layer_of(settings, num_rows=NUM_ROWS, **more):
+def layer_of(settings, num_rows=NUM_ROWS, dim=4, **more):
     more = {"dtype": settings.get("dtype", "float32"), "name": "item", **more}
-    return slipstream.SlipstreamEmbedding(num_rows, settings.get("dim", 4), **more)
+    return slipstream.SlipstreamEmbedding(num_rows, settings.get("dim", dim), **more)
 
 
 def table_of(layer):
@@ -123,6 +124,36 @@ def sums(settings):
         "before": before,
         "after": stats_of(optimizer)["item"],
         "devices": [shard.device for shard in layer._shards],
+    }
+
+
+def saving(settings):
+    """Trains on a checkpoint folder, unless it is refused; saves or loads weights."""
+    strategy = connect()
+    with strategy.scope():
+        layer = layer_of(settings, 120_000, dim=8)
+        model = Lookup(layer)
+        model(tf.zeros([1], tf.int64))
+        optimizer = optimizer_of(keras.optimizers.Adam(0.5), settings)
+        model.compile(optimizer, loss=lambda labels, rows: -tf.reduce_sum(rows))
+    batches = tf.data.Dataset.from_tensors((tf.range(0, 120_000, 7), tf.zeros([17143])))
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy, settings["folder"])
+    said = ""
+    try:
+        trainer.fit(batches, steps_per_epoch=3, verbose=0)
+    except ValueError as error:
+        said = str(error)
+    path = settings["folder"] + "/model.weights.h5"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        getattr(model, settings["way"])(path)
+    rows = table_of(layer)
+    return {
+        "said": said,
+        "warned": [str(one.message) for one in warned],
+        "num_shards": len(layer._shards),
+        "rows": [rows[::1000].tolist(), float(rows.astype(np.float64).sum())],
+        "iterations": int(optimizer.iterations.numpy()),
     }
 
 

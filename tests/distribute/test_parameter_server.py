@@ -184,6 +184,21 @@ def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
     assert result["saves_whole_table"]
 
 
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
+def test_another_number_of_servers_takes_the_weights_and_refuses_the_checkpoint(
+    cluster, forks, tmp_path
+):
+    settings = {"folder": str(tmp_path), "policy": programs.SLEEPY}
+    saved = run(cluster, "saving", way="save_weights", **settings)
+    assert saved["num_shards"] == 2 and saved["said"] == ""
+    with clusters.Cluster(forks, tmp_path, 1, 1) as other:
+        loaded = run(other, "saving", way="load_weights", **settings)
+    assert loaded["num_shards"] == 1 and loaded["iterations"] == saved["iterations"] == 3
+    assert "as many parameter servers and workers as the run had that wrote it" in loaded["said"]
+    assert loaded["rows"] == saved["rows"]
+    assert any("Skipping variable loading for optimizer" in said for said in loaded["warned"])
+
+
 @pytest.mark.parametrize("rule", ["SGD", "Adam"])
 def test_one_worker_trains_as_one_machine_does(forks, tmp_path, rule):
     with clusters.Cluster(forks, tmp_path, num_workers=1) as cluster:
