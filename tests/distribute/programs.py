@@ -194,13 +194,14 @@ def large_table(settings):
             embeddings_initializer=keras.initializers.RandomUniform(-1.0, 1.0, seed=3),
         )
         Lookup(layer)(tf.zeros([1], tf.int64))
-        unseeded = [slipstream.SlipstreamEmbedding(num_rows, 8) for _ in range(2)]
-        for one in unseeded:
+        initializers = [*["uniform"] * 2, keras.initializers.RandomUniform(-1.0, 1.0, seed=4)]
+        others = [slipstream.SlipstreamEmbedding(num_rows, 8, one) for one in initializers]
+        for one in others:
             one.build()
         optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
         optimizer.build(layer.trainable_variables)
     before = table_of(layer)
-    halves = [half for one in [layer, *unseeded] for half in np.split(table_of(one), 2)]
+    halves = [half for one in [layer, *others] for half in np.split(table_of(one), 2)]
     pairs = itertools.combinations(halves, 2)
     num_equal = sum(int(np.sum(np.all(one == other, axis=1))) for one, other in pairs)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
