@@ -80,10 +80,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=512, help="of a worker")
     parser.add_argument("--save", help="file for the model, which the first worker writes")
     args = parser.parse_args()
-    task = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 
     # Before anything else of TensorFlow: it connects the workers.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    task = strategy.cluster_resolver.task_id
     with strategy.scope():
         model = click_model(args.rows, args.dim)
         inner = keras.optimizers.Adagrad(0.05)

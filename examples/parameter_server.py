@@ -45,7 +45,8 @@ with strategy.scope():
     rows = slipstream.SlipstreamEmbedding(args.rows, 16, name="ids")(inputs)
     hidden = keras.layers.Dense(32, activation="relu")(keras.layers.Flatten()(rows))
     model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
-    policy = slipstream.StalenessPolicy(min_updates=20, updates_per_sleep=20)
+    # For a run of minutes. A longer one needs none of these: rows that swing sleep here as well.
+    policy = slipstream.StalenessPolicy(min_updates=20, updates_per_sleep=20, min_drift=0.0)
     optimizer = slipstream.SlipstreamOptimizer(keras.optimizers.Adam(0.01), policy=policy)
     model.compile(optimizer, "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
     # Before `fit`, so that workers keep rows that sleep from the first step on.

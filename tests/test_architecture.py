@@ -84,6 +84,7 @@ def test_the_modules_are_found():
     assert {f"{PACKAGE}.ops._library", f"{PACKAGE}.optimizer", PACKAGE} <= set(MODULES)
     # `from tf_slipstream.ops import _library`, and `from tf_slipstream.ops.live_slices import ...`.
     assert own_imports_of(f"{PACKAGE}.ops.apply_rows") == {
+        f"{PACKAGE}.ops._checks",
         f"{PACKAGE}.ops._library",
         f"{PACKAGE}.ops._tables",
         f"{PACKAGE}.ops.live_slices",

@@ -632,6 +632,21 @@ class TestConstraints:
         optimizer.apply_gradients([(gradient, table)])
         assert optimizer.tables["user"].changed_rows.numpy().tolist() == [marked]
 
+    @pytest.mark.parametrize("wakes", [False, True])
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_to_read_the_table_afterwards_is_not_to_copy_it(self, axis, wakes):
+        constraint = keras.constraints.MaxNorm(0.5, axis=axis)
+        table = table_of(random_table(6, 5), name="user", embeddings_constraint=constraint)
+        optimizer = SlipstreamOptimizer(keras.optimizers.Adam(0.5))
+        for ids in ([1, 5, 1], [2, 3, 4]):
+            gradient = slices(ids, np.ones([3, 5], np.float32), 6)
+            optimizer.apply_gradients([(gradient, table)])
+        if wakes:
+            optimizer.wake_all()
+        variable = optimizer.tables["user"].table
+        read = [np.asarray(memoryview(variable.read_value())) for _ in range(2)]
+        assert np.shares_memory(*read)
+
     def test_a_subclass_of_ones_own_is_applied_to_the_whole_table(self):
         class NonNeg(keras.constraints.NonNeg):
             def __call__(self, table):

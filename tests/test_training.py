@@ -1,6 +1,8 @@
 """Layer and optimizer together: `model.fit`, custom loops, callbacks, precision, failures."""
 
 import functools
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -390,6 +392,66 @@ class TestXla:
         model = click_model(embedding_of(random_table()), slipstream("adam"), jit_compile=True)
         with pytest.raises(tf.errors.InvalidArgumentError, match="Slipstream>ApplyRows"):
             fit(model, click_data())
+
+    def test_the_layer_of_the_docs_compiles_the_dense_part_alone(self):
+        text = (pathlib.Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+        names = {"keras": keras, "tf": tf}
+        exec(re.search(r"```python\n(class Compiled.*?)```", text, re.S).group(1), names)
+        histories = []
+        for wrap in (names["Compiled"], lambda layer: layer):
+            ids = keras.Input([3], dtype="int64")
+            rows = keras.layers.Flatten()(embedding_of(random_table(), name="user")(ids))
+            hidden = keras.layers.Dense(4, "relu", kernel_initializer="ones")
+            last = keras.layers.Dense(1, "sigmoid", kernel_initializer="zeros")
+            tower = wrap(keras.Sequential([hidden, last]))
+            model = keras.Model(ids, tower(rows))
+            model.compile(slipstream("adam"), "binary_crossentropy")
+            histories.append(fit(model, click_data()))
+            if isinstance(tower, names["Compiled"]):
+                compiled = tower.run.experimental_get_compiler_ir(tf.zeros([16, 9]))()
+                assert "HloModule" in compiled
+        np.testing.assert_allclose(*(one.history["loss"] for one in histories), rtol=1e-5)
+
+
+class TestSkippedBatches:
+    """With a LossScaleOptimizer around it a batch whose gradients are not finite is left out."""
+
+    BAD = slice(16, 32)  # the second of four batches
+
+    def model(self):
+        scaling = getattr(keras.mixed_precision, "LossScaleOptimizer", None)
+        scaling = scaling or keras.optimizers.LossScaleOptimizer
+        layer = embedding_of(random_table(), name="user")
+        return click_model(layer, scaling(slipstream("adam"), initial_scale=1.0))
+
+    def test_such_a_batch_changes_no_weight(self):
+        ids, labels = click_data()
+        model = self.model()
+        model.train_on_batch(ids[:16], labels[:16])
+        before = values_of(model.variables)
+        model.train_on_batch(ids[self.BAD], np.full([16, 1], np.nan, np.float32))
+        assert_all_equal(values_of(model.variables), before)
+        model.train_on_batch(ids[:16], labels[:16])
+        assert not np.array_equal(model.get_weights()[0], before[0])
+
+    @pytest.mark.skipif(not IS_KERAS_3, reason="tf_keras counts the step all the same")
+    def test_training_is_that_of_the_other_batches(self):
+        ids, labels = click_data()
+        expected, model = self.model(), self.model()
+        fit(expected, [np.delete(part, np.arange(64)[self.BAD], axis=0) for part in (ids, labels)])
+        labels[self.BAD] = np.nan
+        fit(model, (ids, labels))
+        assert int(model.optimizer.inner_optimizer.iterations) == 3
+        assert_all_equal(model.get_weights(), expected.get_weights())
+
+    def test_terminate_on_nan_ends_training(self):
+        ids, labels = click_data()
+        labels[self.BAD] = np.nan
+        model, seen = self.model(), []
+        look = keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: seen.append(batch))
+        fit(model, (ids, labels), callbacks=[keras.callbacks.TerminateOnNaN(), look])
+        assert seen == [0, 1]
+        assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
 
 class TestFailures:

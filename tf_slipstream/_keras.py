@@ -86,7 +86,7 @@ def with_another_seed(initializer, number):
     seed = initializer.seed
     if not isinstance(seed, int):
         return initializer  # a generator, which goes on by itself
-    config = {**initializer.get_config(), "seed": seed + number}
+    config = {**initializer.get_config(), "seed": (seed + number * 0x9E3779B1) % 2**31}
     return type(initializer).from_config(config)
 
 

@@ -26,8 +26,15 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     weight decay of the steps it missed, reach the row at its lookups. The model is as good as one
     of `keras.layers.Embedding` (docs/rare_rows.md).
 
+    XLA does not suit tables, and Keras compiles a model as a whole or not at all: with a
+    `SlipstreamEmbedding` in it, not (`jit_compile`). A part without tables can be compiled by
+    itself; docs/engine.md has a layer that does it.
+
     If an id is outside its table, or a summed gradient is NaN or infinite, the step fails with the
-    table's name before any variable has changed.
+    table's name before any variable has changed. To leave such a batch out, put Keras's
+    `LossScaleOptimizer(slipstream_optimizer, initial_scale=1.0)` around it, which does no step
+    where a gradient is not finite; `TerminateOnNaN` then sees the loss. `iterations` of Keras 3
+    lacks the batches left out, which counts them; tf_keras's has them. Not on parameter servers.
 
     Args:
         inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`;

@@ -25,12 +25,11 @@ from tf_slipstream.ops._library import needed_native_ops
 _JOBS = ("worker", "ps")
 
 
-def parse_task(argv, environ):
+def parse_task(argv):
     """Returns the cluster, a dict from job to addresses, the task's job and its index.
 
     Args:
-        argv: The command line, without the program.
-        environ: Dict of environment variables.
+        argv: The command line, without the program; what it lacks is in TF_CONFIG.
 
     Raises:
         ValueError: If they do not name a task of a cluster.
@@ -41,41 +40,48 @@ def parse_task(argv, environ):
     parser.add_argument("--cluster", help="JSON: addresses of each job; else TF_CONFIG's")
     parser.add_argument("--task", help="worker:INDEX or ps:INDEX; else TF_CONFIG's")
     args = parser.parse_args(argv)
-    config = _parse_json("TF_CONFIG", environ.get("TF_CONFIG", "{}"))
-    cluster = config.get("cluster")
+    cluster, job, index = _from_environment()
     if args.cluster is not None:
-        cluster = _parse_json("--cluster", args.cluster)
+        cluster = _parse_json(args.cluster)
     if not isinstance(cluster, dict) or not all(cluster.get(job) for job in _JOBS):
         raise ValueError(
             "The cluster must have addresses of workers and parameter servers, as in --cluster "
             '\'{"worker": ["HOST:PORT", ...], "ps": ["HOST:PORT", ...]}\' or in TF_CONFIG; '
             f"got {cluster!r}."
         )
-    task = config.get("task") or {}
-    job, index = task.get("type"), task.get("index")
     if args.task is not None:
         match = re.fullmatch(r"(\w+):(\d+)", args.task)
         job, index = (match[1], int(match[2])) if match else (args.task, None)
-    if job not in _JOBS or index is None or not 0 <= int(index) < len(cluster[job]):
+    if job not in _JOBS or index is None or not 0 <= index < len(cluster[job]):
         counts = ", ".join(f"{job}:0 to {job}:{len(cluster[job]) - 1}" for job in _JOBS)
         raise ValueError(
             f"The task must be one of {counts}, by --task or TF_CONFIG; got {job}:{index}. The "
             "coordinator, or chief, is the program that trains: start it with plain Python."
         )
-    return cluster, job, int(index)
+    return cluster, job, index
 
 
-def _parse_json(name, text):
+def _from_environment():
+    """Returns the cluster, job and index of TF_CONFIG: an empty dict and None where it has none."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    try:
+        return resolver.cluster_spec().as_dict(), resolver.task_type, resolver.task_id
+    except (AttributeError, TypeError, ValueError) as error:
+        text = os.environ["TF_CONFIG"]
+        raise ValueError(f"TF_CONFIG names no cluster: {error}; got {text!r}.") from None
+
+
+def _parse_json(text):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}; got {text!r}.") from None
+        raise ValueError(f"--cluster is not JSON: {error}; got {text!r}.") from None
 
 
 def main(argv=None):
     """Starts the server and does not return, but for an error in what it was told."""
     try:
-        cluster, job, index = parse_task(sys.argv[1:] if argv is None else argv, os.environ)
+        cluster, job, index = parse_task(sys.argv[1:] if argv is None else argv)
         needed_native_ops()
     except (ValueError, RuntimeError) as error:
         print(f"tf_slipstream.server: {error}", file=sys.stderr)

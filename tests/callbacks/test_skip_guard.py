@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.callbacks.models import IDS, LABELS, keras, sleepy_model
 from tf_slipstream.callbacks import SkipGuard
@@ -140,6 +141,39 @@ def test_a_loss_that_rises_is_told_from_noise():
     risen = [watch.has_risen(loss) for loss in 0.6 + 0.01 * random.normal(size=20)]
     assert sum(one is not None for one in risen) == 1
     assert watch.has_risen(float("nan")) is None
+
+
+class Remote(tf.distribute.experimental.coordinator.RemoteValue):
+    """What tf_keras's `fit` on parameter servers gives callbacks as the logs of a batch."""
+
+    num_fetched = 0
+
+    def __init__(self, logs):
+        self._logs = logs
+
+    def fetch(self):
+        Remote.num_fetched += 1
+        return self._logs
+
+
+def test_losses_that_workers_have_are_fetched_once_a_reading():
+    class Sending(SkipGuard):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, Remote(dict(logs)))
+
+    labels = np.tile(np.zeros(256, np.float32), 8)
+    labels[1500:] = 1.0
+    ids = np.tile(IDS, [8, 1])
+    guards = []
+    for kind in (SkipGuard, Sending):
+        guards.append(kind(monitor=None, loss_interval=2))
+        model = sleepy_model()
+        model.layers[-1].kernel.assign(np.full([8, 1], 0.5, np.float32))
+        model.layers[0].set_weights([np.full([10, 4], 0.5, np.float32)])
+        data = {"batch_size": 16, "shuffle": False, "verbose": 0}
+        model.fit(ids, labels, callbacks=guards[-1:], **data)
+    assert guards[0].history == guards[1].history and "tighten" in actions(guards[1])
+    assert Remote.num_fetched == 2048 // 16 // 2
 
 
 def test_a_training_loss_that_rises_tightens_within_the_epoch():

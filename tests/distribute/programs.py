@@ -1,8 +1,10 @@
 """What the coordinators of the tests do: `programs.py NAME JSON`, which prints a JSON object."""
 
+import itertools
 import json
 import sys
 import time
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -25,8 +27,8 @@ def connect(partitioned=False):
 
 
 def policy_of(settings):
-    changes = settings.get("policy")
-    return None if changes is None else slipstream.StalenessPolicy(**changes)
+    policy = settings.get("policy")
+    return slipstream.StalenessPolicy(**policy) if isinstance(policy, dict) else policy
 
 
 def optimizer_of(inner, settings):
@@ -37,8 +39,9 @@ def optimizer_of(inner, settings):
     return optimizer
 
 
-def layer_of(settings, num_rows=NUM_ROWS, **more):
-    return slipstream.SlipstreamEmbedding(num_rows, settings.get("dim", 4), name="item", **more)
+def layer_of(settings, num_rows=NUM_ROWS, dim=4, **more):
+    more = {"dtype": settings.get("dtype", "float32"), "name": "item", **more}
+    return slipstream.SlipstreamEmbedding(num_rows, settings.get("dim", dim), **more)
 
 
 def table_of(layer):
@@ -124,6 +127,50 @@ def sums(settings):
     }
 
 
+def saving(settings):
+    """Trains on a checkpoint folder, unless it is refused; saves or loads weights."""
+    strategy = connect()
+    with strategy.scope():
+        layer = layer_of(settings, 120_000, dim=8)
+        model = Lookup(layer)
+        model(tf.zeros([1], tf.int64))
+        optimizer = optimizer_of(keras.optimizers.Adam(0.5), settings)
+        model.compile(optimizer, loss=lambda labels, rows: -tf.reduce_sum(rows))
+    batches = tf.data.Dataset.from_tensors((tf.range(0, 120_000, 7), tf.zeros([17143])))
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy, settings["folder"])
+    said = ""
+    try:
+        trainer.fit(batches, steps_per_epoch=3, verbose=0)
+    except ValueError as error:
+        said = str(error)
+    path = settings["folder"] + "/model.weights.h5"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        getattr(model, settings["way"])(path)
+    rows = table_of(layer)
+    return {
+        "said": said,
+        "warned": [str(one.message) for one in warned],
+        "num_shards": len(layer._shards),
+        "rows": [rows[::1000].tolist(), float(rows.astype(np.float64).sum())],
+        "iterations": int(optimizer.iterations.numpy()),
+    }
+
+
+def refusal(settings):
+    """What is said when the optimizer of a table is built."""
+    strategy = connect(settings.get("partitioned"))
+    with strategy.scope():
+        layer = layer_of(settings)
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        try:
+            optimizer.build(layer.trainable_variables)
+        except ValueError as error:
+            return {"said": str(error)}
+    return {"said": ""}
+
+
 class Lookup(keras.Model):
     """Has a layer built by its own first call."""
 
@@ -147,10 +194,16 @@ def large_table(settings):
             embeddings_initializer=keras.initializers.RandomUniform(-1.0, 1.0, seed=3),
         )
         Lookup(layer)(tf.zeros([1], tf.int64))
+        initializers = [*["uniform"] * 2, keras.initializers.RandomUniform(-1.0, 1.0, seed=4)]
+        others = [slipstream.SlipstreamEmbedding(num_rows, 8, one) for one in initializers]
+        for one in others:
+            one.build()
         optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
         optimizer.build(layer.trainable_variables)
     before = table_of(layer)
-    first, second = np.split(before, 2)
+    halves = [half for one in [layer, *others] for half in np.split(table_of(one), 2)]
+    pairs = itertools.combinations(halves, 2)
+    num_equal = sum(int(np.sum(np.all(one == other, axis=1))) for one, other in pairs)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     step = gradient_step(strategy, layer, optimizer)
     ids = np.array([0, 59_999, 60_000, num_rows - 1, 60_000])
@@ -161,7 +214,7 @@ def large_table(settings):
     return {
         "shapes": [list(shard.shape) for shard in layer._shards],
         "devices": [shard.device for shard in layer._shards],
-        "num_equal_rows": int(np.sum(np.all(first == second, axis=1))),
+        "num_equal_rows": num_equal,
         "num_wrong": int(np.sum(before != table_of(layer))) + int(np.sum(looked_up != before[ids])),
         "saves_whole_table": saves_whole_table(layer, before),
     }
@@ -301,6 +354,10 @@ def fit(settings):
         "validation_steps": 10,
         "verbose": settings.get("verbose", 2),
     }
+    watching = []
+    if settings.get("watched"):
+        watching = [slipstream.SkipGuard("val_auc", loss_interval=10), slipstream.SkipHistory(20)]
+        arguments["callbacks"] += watching
     if settings.get("no_validation"):
         del arguments["validation_data"], arguments["validation_steps"]
     if _keras.IS_KERAS_3:
@@ -316,6 +373,8 @@ def fit(settings):
         np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
     return {
         "history": {name: list(map(float, values)) for name, values in history.history.items()},
+        "decisions": watching[0].history if watching else [],
+        "records": [record["step"] for record in watching[1].history["item"]] if watching else [],
         "iterations": int(optimizer.iterations.numpy()),
         "num_batches": len(num_batches),
         "num_epochs": len(history.epoch),
@@ -324,6 +383,76 @@ def fit(settings):
         "devices": [shard.device for shard in layer._shards],
         "shapes": [list(shard.shape) for shard in layer._shards],
     }
+
+
+def validation(settings):
+    """What the last validation of `fit` says, and `evaluate` after it, under several policies."""
+    strategy = connect()
+    # One batch: its sums are the same in whatever order workers add them.
+    held_out = tf.data.Dataset.from_tensor_slices(clicks(50, seed=1)).batch(50).repeat()
+    found = []
+    for policy in settings["policies"]:
+        with strategy.scope():
+            model, _ = click_model(settings)
+            rule = getattr(keras.optimizers, settings["rule"])(0.05)
+            optimizer = optimizer_of(rule, {"policy": policy})
+            model.compile(optimizer, "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
+            optimizer.build(model.trainable_variables)
+        arguments = {"validation_data": held_out, "validation_steps": 4, "verbose": 0}
+        arguments |= {"epochs": 2, "steps_per_epoch": settings["steps"]}
+        if _keras.IS_KERAS_3:
+            trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+            history = trainer.fit(dataset, **arguments).history
+            evaluated = trainer.evaluate(held_out, 4)
+        else:
+            creator = tf.keras.utils.experimental.DatasetCreator(dataset)
+            history = model.fit(creator, **arguments).history
+            evaluated = model.evaluate(held_out, steps=4, verbose=0, return_dict=True)
+        stats = optimizer.skip_stats()["item"]
+        validated = {name: history[f"val_{name}"][-1] for name in evaluated}
+        num_stale = stats.num_deferred_lookups + stats.num_skipped_lookups
+        found.append({"validated": validated, "evaluated": evaluated, "num_stale": num_stale})
+    return {"found": found}
+
+
+def predicting(settings):
+    """What `predict` returns while workers hold gradients, and after `fit`."""
+    strategy = connect()
+    with strategy.scope():
+        model, _ = click_model(settings)
+        optimizer = optimizer_of(keras.optimizers.Adam(0.05), settings)
+        model.compile(optimizer, "binary_crossentropy")
+        optimizer.build(model.trainable_variables)
+    trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+    ids = clicks(1000, seed=1)[0]
+    batches = tf.data.Dataset.from_tensor_slices(ids).batch(30)  # 34, the last of 10
+    found = []
+
+    def look():
+        before = stats_of(optimizer)["item"]
+        outputs = trainer.predict(batches)
+        after = stats_of(optimizer)["item"]
+        some = trainer.predict(lambda context: batches.repeat(), steps=2)
+        found.append(
+            {
+                "shape": list(outputs.shape),
+                "largest_difference": float(np.abs(outputs - model(tf.constant(ids))).max()),
+                "num_unlike": int(np.sum(outputs[:60] != some)),
+                "num_held": [one["num_held_batches"] for one in (before, after)],
+                "num_asleep": [one["num_stale_rows"] for one in (before, after)],
+            }
+        )
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            look()
+
+    trainer.fit(dataset, steps_per_epoch=60, callbacks=[Look()], verbose=0)
+    look()
+    try:
+        trainer.predict(batches.take(0))
+    except ValueError as error:
+        return {"found": found, "said": str(error)}
 
 
 def fit_shared(settings):

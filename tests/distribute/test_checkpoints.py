@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import tensorflow as tf
 
 from tf_slipstream.distribute.checkpoints import StepCheckpoints
@@ -57,3 +58,27 @@ def test_the_last_ones_are_kept_and_a_step_is_saved_once(tmp_path):
 
 def test_without_any_nothing_is_restored(tmp_path):
     assert StepCheckpoints(tmp_path, [tf.Variable(1.0)]).restore() == 0
+
+
+@pytest.mark.parametrize(
+    "others, message",
+    [
+        (
+            [tf.zeros([2, 3]), tf.zeros([1, 3])],
+            r"'v1' is float32 \[2, 3\] there and float32 \[1, 3\]",
+        ),
+        ([tf.zeros([2, 3]), tf.zeros([2, 3], tf.int64)], "'v1' is float32 .* there and int64 "),
+        ([tf.zeros([2, 3])], "it has 2 variables and here are 1; 'v1' is .* there and not here"),
+        (
+            [tf.zeros([2, 3])] * 3,
+            "it has 2 variables and here are 3; 'v2' is not there and float32",
+        ),
+    ],
+)
+def test_one_of_other_variables_is_refused_with_what_to_do(tmp_path, others, message):
+    StepCheckpoints(tmp_path, [tf.Variable(tf.ones([2, 3])) for _ in range(2)]).save(5)
+    variables = [tf.Variable(one) for one in others]
+    with pytest.raises(ValueError, match=message) as error:
+        StepCheckpoints(tmp_path, variables).restore()
+    assert "as many parameter servers and workers" in str(error.value)
+    assert not any(tf.reduce_any(one != 0) for one in variables)

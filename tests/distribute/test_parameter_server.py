@@ -73,6 +73,13 @@ def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
+def test_a_table_of_bfloat16_is_refused_with_what_to_do(cluster):
+    said = run(cluster, "refusal", dtype="bfloat16")["said"]
+    assert "'item' has a table of bfloat16" in said
+    assert "wire_dtype" in said and "mixed_bfloat16" in said
+    assert run(cluster, "refusal", dtype="mixed_bfloat16")["said"] == ""
+
+
 def test_gradients_that_were_changed_are_refused(cluster):
     result = run(cluster, "changed_gradients", partitioned=not _keras.IS_KERAS_3)
     changed, unchanged, *scaled = result["said"]
@@ -113,6 +120,41 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a `predict` of its own")
+def test_workers_predict_in_order_what_the_model_is_when_all_is_applied(cluster):
+    result = run(cluster, "predicting", policy=programs.SLEEPY)
+    training, after = result["found"]
+    for one in (training, after):
+        assert one["shape"] == [1000, 1]
+        # Sums of a dozen products below 1, on other machines in another order.
+        assert one["largest_difference"] < 16 * np.finfo(np.float32).eps
+        assert one["num_unlike"] == 0
+        assert one["num_held"][1] == 0
+    assert training["num_held"][0] > 0 and training["num_asleep"][1] > 0
+    assert "got no batch" in result["said"]
+
+
+def test_the_last_validation_is_what_is_evaluated_after_fit(cluster):
+    skip = {**programs.SLEEPY, "on_stale": "skip", "probe": 2}
+    policies = [None, programs.SLEEPY, skip, "conservative", "balanced", "aggressive"]
+    found = run(cluster, "validation", rule="Adam", steps=150, policies=policies)["found"]
+    for policy, one in zip(policies, found, strict=True):
+        assert one["validated"].keys() == {"loss", "auc"}
+        assert one["validated"] == one["evaluated"], policy
+        assert (one["num_stale"] > 0) == (policy is not None), policy
+
+
+def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster):
+    settings = {"policy": programs.SLEEPY, "watched": True}
+    result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
+    assert [one["reason"] for one in result["decisions"]][-1] == "metric"
+    assert {one["epoch"] for one in result["decisions"]} == {0, 1}
+    assert result["decisions"][-1]["step"] == 100
+    # Two within each epoch and one at its end; steps are those done, not those sent.
+    records = result["records"]
+    assert records == sorted(records) and 50 in records and records[-1] == 100
+
+
 def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path):
     folder = str(tmp_path / "model")
     settings = {"policy": programs.SLEEPY, "epochs": 1, "export": folder}
@@ -140,6 +182,21 @@ def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
     assert result["num_equal_rows"] == 0
     assert result["num_wrong"] == 0
     assert result["saves_whole_table"]
+
+
+@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
+def test_another_number_of_servers_takes_the_weights_and_refuses_the_checkpoint(
+    cluster, forks, tmp_path
+):
+    settings = {"folder": str(tmp_path), "policy": programs.SLEEPY}
+    saved = run(cluster, "saving", way="save_weights", **settings)
+    assert saved["num_shards"] == 2 and saved["said"] == ""
+    with clusters.Cluster(forks, tmp_path, 1, 1) as other:
+        loaded = run(other, "saving", way="load_weights", **settings)
+    assert loaded["num_shards"] == 1 and loaded["iterations"] == saved["iterations"] == 3
+    assert "as many parameter servers and workers as the run had that wrote it" in loaded["said"]
+    assert loaded["rows"] == saved["rows"]
+    assert any("Skipping variable loading for optimizer" in said for said in loaded["warned"])
 
 
 @pytest.mark.parametrize("rule", ["SGD", "Adam"])

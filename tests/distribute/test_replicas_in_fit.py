@@ -24,9 +24,21 @@ HELD_OUT = click_data(64, num_rows=20, seed=1)
 SUFFIX = ".weights.h5" if IS_KERAS_3 else ""
 
 
-def make(seed=0):
+# Policies, and as many steps that rows sleep after twice as many.
+POLICIES = {
+    "none": (None, 20),
+    "defer": (sleepy(), 40),
+    "skip": (sleepy(on_stale="skip"), 40),
+    "conservative": ("conservative", 290),
+    "balanced": ("balanced", 180),
+    "aggressive": ("aggressive", 80),
+}
+
+
+def make(seed=0, policy="defer"):
     with strategy_of(2).scope():
-        optimizer = SlipstreamOptimizer(keras.optimizers.Adam(0.0625), policy=sleepy())
+        rule = keras.optimizers.Adam(0.0625)
+        optimizer = SlipstreamOptimizer(rule, policy=POLICIES[policy][0])
         layer = embedding_of(random_table(20, seed=seed), name="user")
         return click_model(layer, optimizer, metrics=["accuracy"])
 
@@ -41,23 +53,26 @@ def asleep(num_steps=20, seed=0):
 
 def num_held(model):
     held = model.optimizer.tables["user"].local_held
+    if held is None:
+        return 0
     return sum(np.count_nonzero(one) for one in strategy_of(2).experimental_local_results(held))
 
 
-def test_what_is_validated_is_what_is_evaluated():
-    model, seen = make(), []
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_validated_is_what_is_evaluated(policy):
+    model, seen = make(policy=policy), []
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             seen.append((num_asleep(model.optimizer) > 0, num_held(model)))
 
     data = {"validation_data": HELD_OUT, "validation_batch_size": 16}
-    history = model.fit(
-        *DATA, batch_size=16, shuffle=False, epochs=2, callbacks=[Look()], verbose=0, **data
-    ).history
+    ids, labels = click_data(8 * POLICIES[policy][1], num_rows=20)
+    batches = {"batch_size": 8, "shuffle": False, "epochs": 2}
+    history = model.fit(ids, labels, callbacks=[Look()], verbose=0, **batches, **data).history
     found = model.evaluate(*HELD_OUT, batch_size=16, verbose=0, return_dict=True)
     assert found == {name: history[f"val_{name}"][-1] for name in ("loss", "accuracy")}
-    assert seen == [(True, 0)] * 2
+    assert seen[-1] == (policy != "none", 0)
     assert num_asleep(model.optimizer) == num_held(model) == 0
 
 

@@ -129,6 +129,22 @@ def test_gradients_whose_sum_overflows_change_nothing(native_or_fallback):
     assert_step_fails(two_tables(), batches, tables.bad_gradient_message("items", 3))
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_factor_on_gradients_that_is_not_finite_changes_nothing(native_or_fallback, scale):
+    states, batches = two_tables(), [good_slices(name) for name in NUM_ROWS]
+    before = [tables.arrays_of(state) for state in states]
+
+    def step():
+        scales = [tf.ones([]), tf.constant(scale, tf.float32)]
+        apply_rows(ADAM, states, batches, tables.settings(2), scales)
+
+    for run in (step, tf.function(step)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="table 'items': the factor"):
+            run()
+        for state, arrays in zip(states, before):
+            tables.assert_same_bits(tables.arrays_of(state), arrays)
+
+
 def test_gradients_as_large_as_float32_has_them_are_applied(native_or_fallback):
     state = tables.new_state(SGD, np.zeros([2, 1]))
     grads = np.array([[LARGEST], [-LARGEST], [LARGEST]], np.float32)
@@ -160,13 +176,13 @@ def test_the_first_of_several_bad_gradients_is_named_in_batch_order():
 @pytest.mark.parametrize(
     "num_ids, grads_shape", [(2, [2, 3]), (2, [2, 1]), (2, [3, 2]), (2, [1, 2]), (2, [4])]
 )
-def test_gradients_of_another_shape_are_refused(num_ids, grads_shape):
+def test_gradients_of_another_shape_are_refused(native_or_fallback, num_ids, grads_shape):
     batch = slices(np.zeros([num_ids], np.int64), np.ones(grads_shape, np.float32))
     message = r"table 'items': expected indices \[num_lookups\] and gradient rows"
     assert_step_fails(two_tables(), [good_slices("users"), batch], message)
 
 
-def test_indices_that_are_not_a_vector_are_refused():
+def test_indices_that_are_not_a_vector_are_refused(native_or_fallback):
     batch = slices(np.zeros([2, 2], np.int64), np.ones([2, 2], np.float32))
     message = "table 'items': expected indices"
     assert_step_fails(two_tables(), [good_slices("users"), batch], message)
@@ -178,7 +194,7 @@ def _with(states, **fields):
 
 
 @pytest.mark.parametrize("num_elements", [0, 13, 15])
-def test_a_slot_of_another_size_is_refused(num_elements):
+def test_a_slot_of_another_size_is_refused(native_or_fallback, num_elements):
     states = two_tables()
     wrong = tf.Variable(tf.zeros([num_elements]))
     states = _with(states, slots=(states[1].slots[0], wrong))
@@ -194,7 +210,9 @@ def test_a_slot_of_another_size_is_refused(num_elements):
         ("counters", tf.int64, 9, 8),
     ],
 )
-def test_a_variable_of_the_optimizer_of_another_size_is_refused(field, dtype, size, wrong_size):
+def test_a_variable_of_the_optimizer_of_another_size_is_refused(
+    native_or_fallback, field, dtype, size, wrong_size
+):
     batches = [good_slices(name) for name in NUM_ROWS]
     states = _with(two_tables(), **{field: tf.Variable(tf.zeros([wrong_size], dtype))})
     assert_step_fails(states, batches, f"table 'items': .* should have {size} elements")
@@ -237,15 +255,16 @@ def test_a_row_state_that_was_not_restored_whole_is_refused(row_state):
     )
 
 
-def test_a_variable_of_another_dtype_is_refused():
+def test_a_variable_of_another_dtype_is_refused(native_or_fallback):
     states = two_tables()
     doubles = tf.Variable(tf.zeros([7, 2], tf.float64))
     states = _with(states, slots=(states[1].slots[0], doubles))
     batches = [good_slices(name) for name in NUM_ROWS]
-    assert_step_fails(states, batches, "expected float, got double")
+    message = "expected (float, got double|float32, got float64)"
+    assert_step_fails(states, batches, message)
 
 
-def test_a_variable_given_twice_is_refused():
+def test_a_variable_given_twice_is_refused(native_or_fallback):
     states = two_tables()
     batches = [good_slices("users"), good_slices("users")]
     assert_step_fails([states[0], states[0]], batches, "a variable was given twice")
@@ -296,10 +315,10 @@ def test_without_the_last_step_of_each_row_a_rule_that_needs_it_is_refused(
 
 
 @pytest.mark.parametrize("step", [0, -1, -(2**63)])
-def test_a_step_before_the_first_is_refused(step):
+def test_a_step_before_the_first_is_refused(native_or_fallback, step):
     states, batches = two_tables(), [good_slices(name) for name in NUM_ROWS]
     before = [tables.arrays_of(state) for state in states]
-    message = f"the number of a step must be at least 1, got {step}"
+    message = rf"the number of a step must be at least 1, got[^\d-]*{step}\b"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         apply_rows(ADAM, states, batches, tables.settings(step))
     for state, arrays in zip(states, before):
@@ -317,7 +336,7 @@ def test_an_error_leaves_the_op_fit_for_the_next_step():
         tables.assert_same_bits(tables.arrays_of(state), tables.arrays_of(other))
 
 
-def test_a_table_of_rows_without_elements_is_refused():
+def test_a_table_of_rows_without_elements_is_refused(native_or_fallback):
     state = tables.new_state(SGD, np.zeros([3, 0]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="gradient rows"):
         apply_rows(

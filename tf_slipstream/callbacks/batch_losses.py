@@ -2,6 +2,8 @@
 
 import math
 
+from tf_slipstream import _keras
+
 
 class BatchLosses:
     """Turns the logged loss into readings: means over so many batches, across epochs.
@@ -11,10 +13,13 @@ class BatchLosses:
 
     Args:
         interval: Batches of a reading, at least 1.
+
+    Attributes:
+        interval: The same.
     """
 
     def __init__(self, interval):
-        self._interval = interval
+        self.interval = interval
         self._sum, self._num = 0.0, 0  # of batches that are in no reading yet
         self.begin_epoch()
 
@@ -38,7 +43,7 @@ class BatchLosses:
             self._latest = (num_batches, loss)
             return self._reading()
         self._latest = (num_batches, loss)
-        if self._num + num_batches - self._taken[0] < self._interval:
+        if self._num + num_batches - self._taken[0] < self.interval:
             return None
         self._take_latest()
         return self._reading()
@@ -55,7 +60,7 @@ class BatchLosses:
         self._taken = self._latest
 
     def _reading(self):
-        if self._num < self._interval:
+        if self._num < self.interval:
             return None
         reading = self._sum / self._num
         self._sum, self._num = 0.0, 0
@@ -63,5 +68,8 @@ class BatchLosses:
 
 
 def _is_running_mean(loss, model):
+    # Keras's own step logs its metrics; on parameter servers these go on meanwhile.
+    if getattr(type(model), "train_step", None) is _keras.keras.Model.train_step:
+        return True
     means = [metric.result() for metric in model.metrics if metric.name == "loss"]
     return any(math.isclose(float(mean), float(loss), rel_tol=1e-5) for mean in means)

@@ -4,6 +4,8 @@ import math
 import re
 import warnings
 
+import tensorflow as tf
+
 from tf_slipstream import _keras
 from tf_slipstream.callbacks.batch_losses import BatchLosses
 from tf_slipstream.callbacks.loss_watch import LossWatch
@@ -32,6 +34,10 @@ class SkipGuard(_keras.keras.callbacks.Callback):
     `min_strictness`. An epoch that ends with neither multiplies it by `loosen`, up to 1, which is
     what the policies say. Where an epoch is long, let `steps_per_epoch` make it shorter: the metric
     is seen no more often.
+
+    On parameter servers tf_keras's `fit` sends steps ahead of what workers have done: the guard
+    waits for the last one of each reading. `ParameterServerTrainer` logs no losses of batches, so
+    that there the metric alone is watched.
 
     The guard does not know why a model gets worse. One that overfits falls behind its best as well,
     and is trained almost without skipping from then on: that costs time, no quality.
@@ -121,8 +127,15 @@ class SkipGuard(_keras.keras.callbacks.Callback):
         self._losses.begin_epoch()
 
     def on_train_batch_end(self, batch, logs=None):
-        loss = (logs or {}).get("loss")
-        if self._watch is None or loss is None:
+        if self._watch is None or not logs:
+            return
+        if isinstance(logs, tf.distribute.experimental.coordinator.RemoteValue):
+            # On parameter servers. To fetch it is to wait for the step.
+            if (batch + 1) % self._losses.interval:
+                return
+            logs = logs.fetch()
+        loss = logs.get("loss")
+        if loss is None:
             return
         reading = self._losses.add(batch + 1, loss, self.model)
         risen = None if reading is None else self._watch.has_risen(reading)

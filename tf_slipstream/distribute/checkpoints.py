@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+# What TensorFlow puts behind a variable's name.
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
 
 class StepCheckpoints:
     """Checkpoints named by how many steps they are of.
@@ -17,21 +20,62 @@ class StepCheckpoints:
 
     def __init__(self, folder, variables, num_kept=3):
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="checkpointed_step")
-        named = {f"v{i}": variable for i, variable in enumerate(variables)}
+        named, seen = {}, set()
+        for i, variable in enumerate(variables):
+            if id(variable) not in seen:
+                named[f"v{i}"] = variable
+                seen.add(id(variable))
         checkpoint = tf.train.Checkpoint(step=self._step, **named)
+        self._named = named
         self._manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=num_kept)
         self._checkpoint = checkpoint
 
     def restore(self):
-        """Reads the last one, if there is any, and returns its step; else 0."""
+        """Reads the last one, if there is any, and returns its step; else 0.
+
+        Raises:
+            ValueError: If it is not of these variables, as where it was written with another number
+                of servers. No variable has changed then.
+        """
         latest = self._manager.latest_checkpoint
         if latest is None:
             return 0
+        self._check(latest)
         self._checkpoint.restore(latest).assert_consumed()
         return int(self._step)
+
+    def _check(self, path):
+        reader = tf.train.load_checkpoint(path)
+        dtypes = reader.get_variable_to_dtype_map()
+        saved = {
+            key.removesuffix(_VALUE): (shape, dtypes[key])
+            for key, shape in reader.get_variable_to_shape_map().items()
+            if key.endswith(_VALUE) and key.startswith("v")
+        }
+        own = {name: (one.shape.as_list(), one.dtype) for name, one in self._named.items()}
+        if saved == own:
+            return
+        unlike = [name for name in own if saved.get(name) != own[name]] or [*saved.keys() - own]
+        name = unlike[0]
+        raise ValueError(
+            f"The checkpoint {path} is not of this model and cluster: it has {len(saved)} "
+            f"variables and here are {len(own)}; '{name}' is {_described(saved, name)} there and "
+            f"{_described(own, name)} here. Each server has a part of each large table, and counts "
+            "for each worker: start as many parameter servers and workers as the run had that "
+            "wrote it, and the same model. To change their number, start that run once more, call "
+            "`model.save_weights`, and load the file, which has whole tables, into a run with "
+            "another `checkpoint_dir`. Slots of tables, and which rows sleep, then begin anew."
+        )
 
     def save(self, step):
         if self._manager.latest_checkpoint is not None and int(self._step) == step:
             return
         self._step.assign(step)
         self._manager.save(checkpoint_number=step)
+
+
+def _described(variables, name):
+    if name not in variables:
+        return "not"
+    shape, dtype = variables[name]
+    return f"{dtype.name} {shape}"

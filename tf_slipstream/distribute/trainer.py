@@ -1,15 +1,23 @@
 """Keras 3's `fit` on parameter servers, which Keras 3 itself does not have."""
 
+import collections
+
+import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import _keras
 from tf_slipstream.distribute.checkpoints import StepCheckpoints
+from tf_slipstream.engine.server_table import num_tasks
 
 _HOW_TO_GO_ON = (
     "Its variables are gone, so this program cannot go on. Restart the server (python -m "
     "tf_slipstream.server ...) and then this program: with `checkpoint_dir`, `fit` goes on from "
     "the last checkpoint."
 )
+
+
+# Batches of a prediction that are sent and not read yet, for each worker.
+_NUM_AHEAD = 8
 
 
 class ParameterServerTrainer:
@@ -137,6 +145,39 @@ class ParameterServerTrainer:
             self._run_steps("test", self._iterator(x), steps)
             return self._take_metrics()
 
+    def predict(self, x, steps=None):
+        """Returns the model's outputs for all inputs, in their order.
+
+        This program reads the batches, and sends each to whichever worker is free. What is held is
+        applied first.
+
+        Args:
+            x: A `tf.data.Dataset` of batches, as `model.predict` takes it, or a function that makes
+                one, called once with a `tf.distribute.InputContext`.
+            steps: How many batches; None: all. Needed where `x` has no end.
+
+        Returns:
+            Array `[num_inputs, ...]`, or a structure of them as the model's outputs.
+
+        Raises:
+            ValueError: If there is no batch.
+            RuntimeError: If a parameter server is gone.
+        """
+        data = x(tf.distribute.InputContext()) if callable(x) else x
+        data = data if steps is None else data.take(steps)
+        num_ahead = _NUM_AHEAD * num_tasks("worker")
+        sent, outputs = collections.deque(), []
+        with _explained():
+            self.model.optimizer.settle()
+            for batch in data:
+                if len(sent) == num_ahead:
+                    outputs.append(sent.popleft().fetch())
+                sent.append(self.coordinator.schedule(self._function("predict"), args=(batch,)))
+            outputs += [one.fetch() for one in sent]
+        if not outputs:
+            raise ValueError("`predict` got no batch.")
+        return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+
     def _build(self, x):
         """Makes the variables of optimizer and metrics, which no step on a worker can."""
         model = self.model
@@ -173,6 +214,12 @@ class ParameterServerTrainer:
 
     def _function(self, kind):
         """Returns what a worker does in a step."""
+        if kind == "predict" and kind not in self._functions:
+            # It writes nothing.
+            self._functions[kind] = tf.function(
+                lambda batch: self.strategy.run(self.model.predict_step, args=(batch,)),
+                reduce_retracing=True,
+            )
         if kind not in self._functions:
             do_step = self.model.train_step if kind == "train" else self.model.test_step
 

@@ -27,9 +27,11 @@ def all_gather(parts):
     begin = 0
     for _ in range(context.num_replicas_in_sync):
         header = tf.bitcast(gathered[begin : begin + len(parts)], tf.int32)
-        sizes = tf.concat([[begin, len(parts)], header * widths], axis=0)
-        begin = tf.reduce_sum(sizes)
-        pieces = tf.split(gathered[:begin], sizes, num=2 + len(parts))[2:]
+        begin += len(parts)
+        sizes = header * widths
+        end = begin + tf.reduce_sum(sizes)
+        pieces = tf.split(gathered[begin:end], sizes, num=len(parts))
+        begin = end
         for part, piece, one in zip(parts, pieces, received, strict=True):
             one.append(_from_words(piece, part))
     return received

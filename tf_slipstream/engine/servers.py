@@ -24,6 +24,9 @@ class Servers(OneDevice):
 
     Attributes:
         states: Dict from a table's name to its shards' `TableState`s.
+
+    Raises:
+        ValueError: For a table with a constraint, or one that is not float32.
     """
 
     def __init__(self, inner, shards, iterations, worker_cache, wire_dtype):
@@ -33,6 +36,13 @@ class Servers(OneDevice):
                     f"SlipstreamEmbedding '{name}' has an `embeddings_constraint`, which under "
                     "ParameterServerStrategy would overwrite what other workers do meanwhile. "
                     "Construct it without."
+                )
+            dtype = pairs[0][1].table.dtype
+            if dtype != tf.float32:
+                raise ValueError(
+                    f"SlipstreamEmbedding '{name}' has a table of {dtype.name}, and on parameter "
+                    "servers tables are float32. Construct it with dtype='mixed_bfloat16'; where "
+                    "bytes are slow, set `optimizer.wire_dtype = 'bfloat16'`."
                 )
         self._inner, self._iterations = inner, iterations
         self.states = {name: [state for _, state in pairs] for name, pairs in shards.items()}

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream.ops import _library
+from tf_slipstream.ops import _checks, _library
 from tf_slipstream.ops._tables import table_arguments
 from tf_slipstream.ops.live_slices import find_rows
 from tf_slipstream.ops.row_updates import update_rows
@@ -28,7 +28,8 @@ def apply_rows(
         states: `TableState`s, all on one device; without native ops without a policy.
         slices: One `tf.IndexedSlices` per table, all with the same index dtype; ids may repeat.
         settings: `StepSettings`.
-        grad_scales: float32 scalars, one per table: factors on the summed gradients. None: 1.
+        grad_scales: float32 scalars, one per table: finite factors on the summed gradients. None:
+            1.
         weight_decays: Floats, one per table; `row -= row * weight_decay * learning_rate` comes
             before the rule, for missed steps too. None: 0.
         num_lookups: int64 `[3]`, one per table: how many lookups to count, in all, of skipped rows
@@ -38,12 +39,12 @@ def apply_rows(
         What to wait for in a graph: a list of operations (tensors of any kind in eager execution).
 
     Raises:
-        tf.errors.InvalidArgumentError: For an id outside its table, or a summed gradient that is
-            NaN or infinite.
+        tf.errors.InvalidArgumentError: For an id outside its table; a summed gradient, or the
+            factor on it, that is NaN or infinite; a variable of another size or dtype.
     """
     if not states:
         return []
-    grad_scales = grad_scales or [tf.ones([])] * len(states)
+    grad_scales = _checked_scales(grad_scales, states)
     weight_decays = weight_decays or [0.0] * len(states)
     native = _library.native_ops(states[0].table.device)
     if native is None:
@@ -61,11 +62,26 @@ def apply_rows(
     return [] if operation is None else [operation]
 
 
+def _checked_scales(grad_scales, states):
+    """Returns finite factors; the ops check what these multiply."""
+    if grad_scales is None:
+        return [tf.ones([])] * len(states)
+    message = "table '{}': the factor that clips its gradients. No row was changed"
+    return [
+        tf.debugging.check_numerics(scale, message.format(state.name))
+        for scale, state in zip(grad_scales, states, strict=True)
+    ]
+
+
 def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, num_lookups):
+    _checks.check_tables(rule, states, weight_decays)
+    # Nothing is written before all is checked.
+    with tf.control_dependencies([_checks.check_step(settings.step), *grad_scales]):
+        rows = find_rows(states, slices)
     done = []
     for state, found, scale, decay, num in zip(
         states,
-        find_rows(states, slices),
+        rows,
         grad_scales,
         weight_decays,
         num_lookups or [None] * len(states),

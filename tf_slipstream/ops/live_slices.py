@@ -5,6 +5,7 @@ import collections
 import tensorflow as tf
 
 from tf_slipstream.ops import _library
+from tf_slipstream.ops._checks import refusal
 from tf_slipstream.ops._tables import pool_arguments
 
 # What the fallback finds in a table: distinct ids `[num_rows]` in order of first appearance, summed
@@ -73,13 +74,15 @@ def _sum_rows(slices):
 
 def _check_lookups(slices, state):
     ids = tf.cast(slices.indices, tf.int64)
-    shape = tf.shape(slices.values)
-    tf.debugging.assert_equal(
-        shape,
-        tf.stack([tf.size(ids), state.dim]),
+    expected = (
         f"table '{state.name}': expected indices [num_lookups] and gradient rows "
-        f"[num_lookups, {state.dim}]",
+        f"[num_lookups, {state.dim}]"
     )
+    ranks = ids.shape.rank, slices.values.shape.rank
+    if state.dim < 1 or ranks[0] not in (1, None) or ranks[1] not in (2, None):
+        raise refusal(f"{expected}, got {ids.shape} and {slices.values.shape}")
+    shape = tf.shape(slices.values)
+    tf.debugging.assert_equal(shape, tf.stack([tf.size(ids), state.dim]), expected)
     is_bad = (ids < 0) | (ids >= state.num_rows)
     position = tf.where(is_bad)[:1, 0]  # of the first bad id; empty where there is none
     message = f"is not in [0, {state.num_rows}). No row was changed."

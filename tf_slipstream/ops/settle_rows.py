@@ -1,6 +1,8 @@
 """Between steps: brings tables up to date."""
 
-from tf_slipstream.ops import _library, row_updates
+import tensorflow as tf
+
+from tf_slipstream.ops import _checks, _library, row_updates
 from tf_slipstream.ops._tables import table_arguments
 
 
@@ -21,15 +23,17 @@ def settle_rows(rule, states, settings, weight_decays, wake):
         What to wait for in a graph: a list of operations.
 
     Raises:
-        tf.errors.InvalidArgumentError: If a pool is not that of its table.
+        tf.errors.InvalidArgumentError: If a pool, or another variable, is not that of its table.
     """
     if not states:
         return []
     native = _library.native_ops(states[0].table.device)
     if native is None:
+        _checks.check_tables(rule, states, weight_decays)
         done = []
-        for state, decay in zip(states, weight_decays, strict=True):
-            done += row_updates.settle_rows(rule, state, settings, decay)
+        with tf.control_dependencies([_checks.check_step(settings.step)]):
+            for state, decay in zip(states, weight_decays, strict=True):
+                done += row_updates.settle_rows(rule, state, settings, decay)
         return done
     arguments = table_arguments(rule, states, settings, weight_decays)
     operation = native.slipstream_settle_rows(**arguments, wake=wake)
