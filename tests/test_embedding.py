@@ -22,6 +22,10 @@ def combine_all(table, bags, weights, combiner):
     return np.stack([combine_bag(table[bag], w, combiner) for bag, w in zip(bags, weights)])
 
 
+def dense(tensor):
+    return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
+
+
 def ones_like(bags):
     return [np.ones(len(bag)) for bag in bags]
 
@@ -129,7 +133,7 @@ class TestCombiner:
 
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize("combiner", COMBINERS)
-    @pytest.mark.parametrize("shape", [(2, 4), (3, 1), (2, 3, 2), (5,)], ids=str)
+    @pytest.mark.parametrize("shape", [(2, 4), (3, 1), (2, 3, 2)], ids=str)
     def test_dense_ids_are_combined_along_their_last_axis(self, shape, combiner, weighted):
         rng = np.random.default_rng(1)
         table = random_table()
@@ -206,6 +210,40 @@ class TestCombiner:
         nothing = tf.zeros([0, 3], tf.int64), tf.zeros([0], tf.int64)
         assert layer(tf.SparseTensor(*nothing, [0, 2, 4])).shape == (0, 2, 3)
 
+    @pytest.mark.parametrize("kind", ["dense", "scalar", "sparse", "functional"])
+    def test_ids_of_one_axis_are_refused_with_a_combiner(self, kind):
+        ids = {
+            "dense": tf.constant([1, 2]),
+            "scalar": tf.constant(1),
+            "sparse": tf.SparseTensor([[0], [2]], [1, 2], [3]),
+            "functional": keras.Input([], dtype="int32"),
+        }[kind]
+        layer = SlipstreamEmbedding(10, 3, combiner="sum", name="tags")
+        with pytest.raises(ValueError, match="'tags' has combiner 'sum'.*at least two axes"):
+            layer(ids)
+
+    def test_a_subclass_may_have_a_combiner_of_its_own(self):
+        class Summed(SlipstreamEmbedding):
+            def __init__(self, *args, combiner="sum", **kwargs):
+                super().__init__(*args, **kwargs)
+                self.combiner = combiner
+
+            def call(self, inputs):
+                return tf.reduce_sum(super().call(inputs), axis=-2)
+
+            def compute_output_shape(self, input_shape):
+                return (*input_shape[:-1], self.output_dim)
+
+        layer, table = Summed(10, 3, mask_zero=True), random_table()
+        layer.build(None)
+        layer.set_weights([table])
+        ids = np.array([[1, 2], [3, 3]])
+        np.testing.assert_allclose(layer(ids), table[ids].sum(axis=1), rtol=TOLERANCE)
+        assert layer.combiner == "sum"
+        assert layer.get_config()["combiner"] is None
+        # What it does is that of a layer without combiner.
+        np.testing.assert_array_equal(layer.compute_mask(ids), np.ones([2, 2], bool))
+
     def test_weights_without_combiner_are_refused(self):
         with pytest.raises(ValueError, match="Construct it with `combiner`"):
             SlipstreamEmbedding(10, 3)(tf.constant([[1]]), tf.constant([[1.0]]))
@@ -244,6 +282,40 @@ class TestMask:
         sparse = tf.sparse.from_dense([[3, 0], [1, 2]])
         np.testing.assert_array_equal(layer.compute_mask(sparse), [[True, False], [True, True]])
         assert layer(sparse).shape == (2, 2, 3)
+
+    @pytest.mark.parametrize("kind", ["dense", "ragged", "sparse"])
+    def test_a_functional_model_masks_as_the_layer_does(self, kind):
+        layer = embedding_of(random_table(), mask_zero=True)
+        batch = tf.ragged.constant([[3, 0], [1]], dtype=tf.int64)
+        if kind != "ragged":
+            batch = batch.to_tensor() if kind == "dense" else batch.to_sparse()
+        is_kind = {} if kind == "dense" else {kind: True}
+        ids = keras.Input([None if kind == "ragged" else 2], dtype="int64", **is_kind)
+        np.testing.assert_array_equal(
+            dense(keras.Model(ids, layer(ids))(batch)), dense(layer(batch))
+        )
+        if kind == "sparse" and not IS_KERAS_3:
+            return  # tf_keras has no symbolic operation that makes a sparse input dense.
+        mask = layer.compute_mask(ids)
+        assert tuple(mask.shape) == tuple(ids.shape)
+        found, expected = keras.Model(ids, mask)(batch), layer.compute_mask(batch)
+        assert type(found) is type(expected)
+        np.testing.assert_array_equal(dense(found), dense(expected))
+
+    def test_layers_after_a_functional_input_see_the_mask(self):
+        table = random_table()
+        ids = keras.Input([3], dtype="int32")
+        rows = embedding_of(table, mask_zero=True)(ids)
+        model = keras.Model(ids, keras.layers.GlobalAveragePooling1D()(rows))
+        mean = model.predict(np.array([[3, 0, 7], [0, 0, 1]]), verbose=0)
+        np.testing.assert_allclose(mean, [table[[3, 7]].mean(axis=0), table[1]], rtol=1e-6)
+
+    def test_float_ids_are_masked_after_they_are_truncated(self):
+        layer = embedding_of(random_table(), mask_zero=True)
+        ids = keras.Input([2])
+        batch = tf.constant([[0.5, 1.5]])
+        for mask in (layer.compute_mask(batch), keras.Model(ids, layer.compute_mask(ids))(batch)):
+            np.testing.assert_array_equal(mask, [[False, True]])
 
     def test_combined_bags_have_no_mask(self):
         layer = embedding_of(random_table(), mask_zero=True, combiner="sum")
@@ -578,6 +650,13 @@ class TestConfig:
         assert (again.name, again.trainable, again.compute_dtype) == ("user", False, "bfloat16")
         assert isinstance(again.embeddings_initializer, keras.initializers.Ones)
         assert isinstance(again.embeddings_constraint, keras.constraints.NonNeg)
+
+    def test_a_config_of_keras_embedding_makes_the_layer(self):
+        arguments = {k: v for k, v in self.ARGUMENTS.items() if k not in ("combiner", "policy")}
+        stock = keras.layers.Embedding(10, 3, **arguments)
+        layer = SlipstreamEmbedding.from_config(stock.get_config())
+        assert (layer.combiner, layer.policy) == (None, "default")
+        assert stock.get_config().items() <= layer.get_config().items()
 
     def test_a_model_with_the_layer_is_cloned(self):
         model = keras.Sequential(

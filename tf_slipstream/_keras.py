@@ -97,6 +97,24 @@ def count_atomically(variable):
         variable.assign_add = variable.value.assign_add
 
 
+def is_symbolic(tensor):
+    """Whether a tensor is a placeholder in the making of a functional model."""
+    if IS_KERAS_3:
+        return isinstance(tensor, keras.KerasTensor)
+    try:
+        return keras.backend.is_keras_tensor(tensor)
+    except ValueError:
+        return False  # no tensor at all
+
+
+def symbolic_mask(ids):
+    """Returns where ids of a functional model, which `is_symbolic`, are not 0 as integers."""
+    if IS_KERAS_3:
+        dense = keras.ops.convert_to_tensor(ids, sparse=False) if ids.sparse else ids
+        return keras.ops.not_equal(keras.ops.cast(dense, "int64"), 0)
+    return tf.not_equal(tf.cast(ids, tf.int64), 0)
+
+
 def is_unsupported_dtype_policy(layer):
     """Whether a layer's variables are neither float32 nor bfloat16, or are quantized."""
     quantized = IS_KERAS_3 and layer.quantization_mode is not None

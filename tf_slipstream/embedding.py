@@ -45,7 +45,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         mask_zero: Whether id 0 is padding: masked for the layers that follow or, with a combiner,
             left out of its bag.
         combiner: None, for a row per id; or how the ids of the last axis become one vector:
-            `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`.
+            `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`. Ids then have two
+            axes or more, `[batch, ..., bag]`.
         policy: When rows are stale and their updates deferred or left out: a `StalenessPolicy`, the
             name of a preset; `"default"`, the optimizer's; or None, never.
         **kwargs: Keras's other arguments: `weights`, `name`, `dtype`, `trainable`, ... Under a
@@ -62,7 +63,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     Output: `[..., output_dim]` after the shape of the ids, less their last axis with a combiner.
 
     Raises:
-        ValueError: At construction, for arguments that make no sense here (LoRA, quantization).
+        ValueError: At construction, for arguments that make no sense here (LoRA, quantization). At
+            a call, for ids of one axis with a combiner.
         tf.errors.InvalidArgumentError: At a call, for an id that is not in `[0, input_dim)`; it
             names the layer, the id, its position and the range. No row has changed then.
 
@@ -100,7 +102,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 raise ValueError(f"`{argument}` must be a positive integer, got {dim!r}.")
         if combiner is not None and combiner not in COMBINERS:
             raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
-        self.combiner = combiner
+        # What the layer does is in `_combiner`: a subclass may have a `combiner` of its own.
+        self.combiner = self._combiner = combiner
         self.policy = as_policy(policy, also=("default",))
         super().__init__(
             int(input_dim),
@@ -190,9 +193,10 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def call(self, inputs, weights=None):
         self._register_tables()
         inputs = _as_ids(inputs)
+        self._check_rank(inputs.shape)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
-        if self.combiner is not None:
+        if self._combiner is not None:
             outputs = self._combine(inputs, weights)
         elif isinstance(inputs, tf.RaggedTensor):
             outputs = inputs.with_flat_values(self._lookup(inputs.flat_values))
@@ -201,6 +205,16 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         else:
             outputs = self._lookup(inputs)
         return tf.cast(outputs, self.compute_dtype)
+
+    def _check_rank(self, ids_shape):
+        rank = tf.TensorShape(ids_shape).rank
+        if self._combiner is not None and rank is not None and rank < 2:
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' has combiner '{self._combiner}', which makes "
+                "one vector of the ids of the last axis: it needs ids of at least two axes, "
+                f"[batch, ids], got shape {tuple(ids_shape)}. For one id an example give them the "
+                "shape [batch, 1], or construct the layer without `combiner`."
+            )
 
     def _lookup(self, ids):
         """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
@@ -223,7 +237,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
 
     def _checked_weights(self, weights, ids):
-        if self.combiner is None:
+        if self._combiner is None:
             raise ValueError(
                 f"SlipstreamEmbedding '{self.name}' got `weights`, which only a combiner uses. "
                 f"Construct it with `combiner`, one of {COMBINERS}."
@@ -249,7 +263,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         flat_weights = self._effective_weights(flat_ids, flat_weights, rows.dtype)
         if isinstance(ids, tf.RaggedTensor):
             return combine_segments(
-                rows, flat_weights, ids.value_rowids(), ids.nrows(), self.combiner
+                rows, flat_weights, ids.value_rowids(), ids.nrows(), self._combiner
             )
         if isinstance(ids, tf.SparseTensor):
             bags_shape = ids.dense_shape[:-1]
@@ -259,10 +273,10 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 flat_weights,
                 two_axes.indices[:, 0],
                 two_axes.dense_shape[0],
-                self.combiner,
+                self._combiner,
             )
             return tf.reshape(combined, tf.concat([bags_shape, [self.output_dim]], axis=0))
-        return combine_bags(rows, flat_weights, self.combiner)
+        return combine_bags(rows, flat_weights, self._combiner)
 
     def _effective_weights(self, ids, weights, dtype):
         """Returns the weights of dense ids, 0 for padding; None where all are 1."""
@@ -273,21 +287,24 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return is_id if weights is None else weights * is_id
 
     def compute_mask(self, inputs, mask=None):
-        if self.combiner is not None or not self.mask_zero:
+        if self._combiner is not None or not self.mask_zero:
             return None
+        if _keras.is_symbolic(inputs):
+            return _keras.symbolic_mask(inputs)
         ids = _as_ids(inputs)
         return tf.not_equal(tf.sparse.to_dense(ids) if isinstance(ids, tf.SparseTensor) else ids, 0)
 
     def compute_output_shape(self, input_shape):
-        ids_shape = tuple(input_shape)
-        return (*(ids_shape if self.combiner is None else ids_shape[:-1]), self.output_dim)
+        self._check_rank(input_shape)
+        shape = super().compute_output_shape(input_shape)
+        return shape if self._combiner is None else shape[:-2] + shape[-1:]
 
     def compute_output_spec(self, inputs, weights=None):
         shape = self.compute_output_shape(inputs.shape)
         return _keras.keras.KerasTensor(
             shape,
             dtype=self.compute_dtype,
-            ragged=self.combiner is None and getattr(inputs, "ragged", False),
+            ragged=self._combiner is None and getattr(inputs, "ragged", False),
         )
 
     def enable_lora(self, *args, **kwargs):
@@ -300,7 +317,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def get_config(self):
         config = super().get_config()
-        config["combiner"] = self.combiner
+        config["combiner"] = self._combiner
         config["policy"] = _keras.serialize(self.policy, StalenessPolicy)
         return config
 
