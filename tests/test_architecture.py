@@ -27,7 +27,7 @@ LAYERS = (
     {"engine"},
     {"_keras_hooks"},
     {"embedding", "optimizer"},
-    {"model_tables"},
+    {"model_tables", "swapping"},
     {"callbacks", "cli", "data", "distribute", "export", "server"},
     {PACKAGE},
 )

@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from tf_slipstream.policy import StalenessPolicy
     from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
     from tf_slipstream.state.stats import SkipStats
+    from tf_slipstream.swapping import swap_in, swap_out
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,8 @@ __all__ = [
     "data",
     "distribute",
     "export",
+    "swap_in",
+    "swap_out",
 ]
 
 # By name, the module that has it; of a module that is public itself, its own.
@@ -52,6 +55,8 @@ _HOMES = {
     "data": "data",
     "distribute": "distribute",
     "export": "export",
+    "swap_in": "swapping",
+    "swap_out": "swapping",
 }
 # Whose classes Keras must know by name.
 _REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")

@@ -337,6 +337,13 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             super().save_own_variables(store)
 
     def load_own_variables(self, store):
+        if self.built and not store.keys():
+            raise ValueError(
+                f"The file has nothing for SlipstreamEmbedding '{self.name}'. Keras files layers "
+                "by class. If it is of a model with keras.layers.Embedding, load it into "
+                "`stock = slipstream.swap_out(model)` and copy: "
+                "`model.set_weights(stock.get_weights())`. See docs/migration.md."
+            )
         with _keras_hooks.loading():
             if self.built and len(self._shards) > 1:
                 sizes = [int(shard.shape[0]) for shard in self._shards]
