@@ -1,12 +1,14 @@
 """The layer by itself: lookups, combiners, dtypes, refusals, and what its graph holds."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.models import embedding_of, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
-from tf_slipstream import SlipstreamEmbedding, embedding
+from tf_slipstream import SlipstreamEmbedding, _keras, embedding
 from tf_slipstream._keras import IS_KERAS_3, keras, tf_variable
 from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine.registry import table_spec
@@ -35,6 +37,19 @@ def ops_of(function, *specs):
     graph = tf.function(function).get_concrete_function(*specs).graph
     assert not graph.as_graph_def().library.function
     return graph.get_operations()
+
+
+def compiled_graphs(monkeypatch):
+    """Returns a list of the graphs that the layer's module compiles from here on."""
+    graphs, function = [], tf.function
+
+    def traced(*args, **kwargs):
+        made = function(*args, **kwargs)
+        graphs.append(made.get_concrete_function().graph)
+        return made
+
+    monkeypatch.setattr(embedding.tf, "function", traced)
+    return graphs
 
 
 class TestLookup:
@@ -348,16 +363,96 @@ class TestArguments:
         assert abs(tables[0].std() - 2) < 5 * 2 / np.sqrt(40_000)
         assert len(np.unique(tables[0])) > 19_000
 
-    def test_a_large_table_takes_an_initializer_that_cannot_be_compiled(self, monkeypatch):
+    @pytest.mark.parametrize("name", ["glorot_uniform", "truncated_normal", "zeros", "ones"])
+    def test_a_large_table_is_initialised_in_the_memory_of_its_result(self, name, monkeypatch):
+        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        graphs = compiled_graphs(monkeypatch)
+        SlipstreamEmbedding(3, 2, embeddings_initializer=name).build(None)
+        assert len(graphs) == 1
+
+    def test_a_large_table_is_initialised_without_xla_too(self, monkeypatch):
         monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
 
-        def rows_from_python(shape, dtype=None):
-            values = np.arange(np.prod(shape)).reshape(shape)
-            return tf.numpy_function(lambda: values.astype("float32"), [], tf.float32)
+        def without_xla(*args, **kwargs):
+            raise tf.errors.UnimplementedError(None, None, "no XLA")
 
-        layer = SlipstreamEmbedding(3, 2, embeddings_initializer=rows_from_python)
+        monkeypatch.setattr(embedding.tf, "function", without_xla)
+        layer = SlipstreamEmbedding(3, 2, embeddings_initializer="ones")
         layer.build(None)
-        np.testing.assert_array_equal(layer.get_weights()[0], [[0, 1], [2, 3], [4, 5]])
+        np.testing.assert_array_equal(layer.get_weights()[0], np.ones([3, 2]))
+
+    @pytest.mark.skipif(not IS_KERAS_3, reason="in tf_keras the strategy divides tables")
+    def test_shards_have_their_rows_of_a_constant_array(self, monkeypatch):
+        monkeypatch.setattr(_keras, "_LEAST_SHARD_BYTES", 1)
+        table = random_table(7, 3)
+        initializer = keras.initializers.Constant(table)
+        layer = SlipstreamEmbedding(7, 3, embeddings_initializer=initializer)
+        strategy = types.SimpleNamespace(extended=None)
+        shards = _keras.add_table_shards(
+            layer, strategy, 3, (7, 3), layer._initialize_table, name="embeddings"
+        )
+        assert len(shards) == 3
+        np.testing.assert_array_equal(np.concatenate([s.numpy() for s in shards]), table)
+
+    @pytest.mark.parametrize("kind", ["array", "tensor", "list", "user's function", "user's class"])
+    @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+    def test_no_graph_holds_the_values_of_an_initializer(self, large, kind, monkeypatch):
+        if large:
+            monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        table = random_table(500, 40)
+
+        class Rows(keras.initializers.RandomNormal):
+            def __call__(self, shape, dtype=None, **kwargs):
+                return tf.constant(table)
+
+        initializer = {
+            "array": lambda: keras.initializers.Constant(table),
+            "tensor": lambda: keras.initializers.Constant(tf.constant(table)),
+            "list": lambda: keras.initializers.Constant(table.tolist()),
+            "user's function": lambda: lambda shape, dtype=None: table,
+            "user's class": Rows,
+        }[kind]()
+        graphs = compiled_graphs(monkeypatch)
+        layer = SlipstreamEmbedding(500, 40, embeddings_initializer=initializer)
+        layer.build(None)
+        np.testing.assert_array_equal(layer.get_weights()[0], table)
+        assert not graphs
+
+    def test_a_constant_array_is_cast_to_the_dtype_of_the_table(self):
+        table = random_table().astype("float64")
+        initializer = keras.initializers.Constant(table)
+        layer = SlipstreamEmbedding(10, 3, embeddings_initializer=initializer)
+        layer.build(None)
+        np.testing.assert_array_equal(layer.get_weights()[0], table.astype("float32"))
+
+    def test_a_model_built_in_fit_has_a_constant_array_in_no_graph(self, monkeypatch):
+        """Keras 3 traces a subclassed model that is not built yet, to know its shapes."""
+        table = random_table(500, 40)
+
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__()
+                initializer = keras.initializers.Constant(table)
+                self.user = SlipstreamEmbedding(500, 40, embeddings_initializer=initializer)
+
+            def call(self, ids):
+                return tf.reduce_sum(self.user(ids), axis=-1, keepdims=True)
+
+        made, initialize = [], SlipstreamEmbedding._initialize_table
+
+        def initialize_and_note(*args, **kwargs):
+            made.append(initialize(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(SlipstreamEmbedding, "_initialize_table", initialize_and_note)
+        model = Model()
+        model.compile("sgd", loss="mse")
+        model.fit(np.array([1, 2]), np.zeros([2, 1]), verbose=0)
+        untouched = np.arange(3, 500)
+        np.testing.assert_array_equal(model.user.get_weights()[0][untouched], table[untouched])
+        graphs = [value.graph for value in made if not hasattr(value, "numpy")]
+        assert bool(graphs) == IS_KERAS_3
+        assert all(graph.as_graph_def().ByteSize() < table.nbytes for graph in graphs)
 
     def test_the_default_initializer_is_small_and_uniform(self):
         layer = SlipstreamEmbedding(1000, 4)

@@ -63,7 +63,7 @@ def add_table_shards(layer, strategy, num_servers, shape, initializer, **argumen
     name = arguments.pop("name")
     shards = []
     for shard, (start, end) in enumerate(zip(starts, starts[1:])):
-        draw = functools.partial(initializer, shard=shard)
+        draw = functools.partial(initializer, shard=shard, first_row=start)
         shard_name = name if num_shards == 1 else f"{name}_{shard}"
         shape = (end - start, dim)
         shards.append(
@@ -88,6 +88,26 @@ def with_another_seed(initializer, number):
         return initializer  # a generator, which goes on by itself
     config = {**initializer.get_config(), "seed": seed + number}
     return type(initializer).from_config(config)
+
+
+def makes_its_numbers(initializer):
+    """Whether it is an initializer of Keras's own that holds no values: it draws them, or fills."""
+    initializers = keras.initializers
+    kinds = ("RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling", "Zeros", "Ones")
+    is_keras_own = type(initializer).__module__.split(".")[0] == keras.__name__
+    return is_keras_own and isinstance(initializer, tuple(getattr(initializers, k) for k in kinds))
+
+
+def constant_value(initializer, shape):
+    """Returns the array of a `Constant` initializer that holds one of this shape; else None."""
+    value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None
+    is_array = hasattr(value, "shape") and tuple(value.shape) == tuple(shape)
+    return value if is_array else None
+
+
+def asks_for_shapes_alone():
+    """Whether Keras 3 traces a model that is not built yet; values then go nowhere."""
+    return IS_KERAS_3 and keras.src.backend.common.stateless_scope.in_stateless_scope()
 
 
 def count_atomically(variable):

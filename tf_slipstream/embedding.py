@@ -175,19 +175,35 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             )
         return _keras.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
 
-    def _initialize_table(self, shape, dtype=None, shard=0, **kwargs):
-        initializer = _keras.with_another_seed(self.embeddings_initializer, shard)
-        if 4 * self.input_dim * self.output_dim < _LARGE_TABLE_BYTES:
+    def _initialize_table(self, shape, dtype=None, shard=0, first_row=0, **kwargs):
+        """Makes a table, or the rows of a shard of it.
+
+        Args:
+            shape: Of the table or shard.
+            dtype: Its dtype.
+            shard: Number of the shard.
+            first_row: Which row of the table is the shard's first.
+            **kwargs: Of tf_keras, for a partitioned table.
+        """
+        initializer = self.embeddings_initializer
+        value = _keras.constant_value(initializer, (self.input_dim, self.output_dim))
+        if value is not None and not kwargs:
+            # Keras would multiply it with a table of ones; a graph would hold a copy of it.
+            if _keras.asks_for_shapes_alone():
+                return tf.zeros(shape, dtype)
+            return tf.convert_to_tensor(value[first_row : first_row + shape[0]], dtype)
+        initializer = _keras.with_another_seed(initializer, shard)
+        is_large = 4 * self.input_dim * self.output_dim >= _LARGE_TABLE_BYTES
+        if not is_large or not _keras.makes_its_numbers(initializer):
             return initializer(shape, dtype=dtype, **kwargs)
         # Compiled, an initializer works in the memory of its result. The random numbers are others
         # than Keras's for the same seed, and the same in every run.
-        initialize = tf.function(
-            lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True
-        )
         try:
-            return initialize()
-        except (tf.errors.OpError, TypeError):
-            # A user's initializer may be beyond XLA.
+            return tf.function(
+                lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True
+            )()
+        except tf.errors.OpError:
+            # Not every device has XLA.
             return initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
