@@ -315,12 +315,6 @@ class TestRefusedInner:
         with pytest.raises(ValueError, match="Put the LossScaleOptimizer around"):
             SlipstreamOptimizer(inner)
 
-    @pytest.mark.skipif(IS_KERAS_3, reason="Keras 3 has no legacy optimizers")
-    @pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad"])
-    def test_legacy_optimizers_are_refused(self, name):
-        with pytest.raises(ValueError, match="SGD, Adagrad, RowWiseAdagrad.*got .*legacy"):
-            SlipstreamOptimizer(getattr(keras.optimizers.legacy, name)())
-
     def test_a_subclass_with_its_own_update_is_refused(self):
         class OtherAdam(keras.optimizers.Adam):
             def update_step(self, *args):

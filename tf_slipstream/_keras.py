@@ -195,15 +195,26 @@ def has_schedule(optimizer):
     return isinstance(optimizer._learning_rate, schedules.LearningRateSchedule)
 
 
-def legacy_hint(optimizer):
-    """Returns what to do about one of `keras.optimizers.legacy`; nothing for any other."""
+def legacy_hint(optimizer, supported=None):
+    """Returns what to do about one of `keras.optimizers.legacy`; nothing for any other.
+
+    Args:
+        optimizer: Any object.
+        supported: Names of the optimizers that may stand in its place; None: any of Keras's.
+    """
     module = type(optimizer).__module__
     if ".legacy" not in module and "optimizer_v2" not in module:
         return ""
-    return (
-        " This is one of keras.optimizers.legacy, which are not supported: use "
-        f"keras.optimizers.{type(optimizer).__name__}."
-    )
+    name = type(optimizer).__name__
+    is_good = name in supported if supported else hasattr(keras.optimizers, name)
+    instead = f"keras.optimizers.{name}" if is_good else "one of the others"
+    return f" This is one of keras.optimizers.legacy, which are not supported: use {instead}."
+
+
+def slot_name(name, variable):
+    """Returns the name of an optimizer's variable that goes with a model's variable."""
+    # An .h5 file of tf_keras has variables by their names.
+    return name if IS_KERAS_3 else f"{name}/{variable.name.partition(':')[0]}"
 
 
 def serialize(value, kind):

@@ -68,7 +68,7 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             shape=shape,
             initializer=_keras.keras.initializers.Constant(self.initial_accumulator_value),
             dtype=variable.dtype,
-            name="accumulator",
+            name=_keras.slot_name("accumulator", variable),
         )
 
     def update_step(self, gradient, variable, learning_rate=None):

@@ -97,8 +97,8 @@ def _rule_of(optimizer):
 
 
 def _refusal(optimizer):
-    names = ", ".join(update_rules.rules_by_optimizer())
-    hint = _keras.legacy_hint(optimizer)
+    supported = update_rules.rules_by_optimizer()
+    names, hint = ", ".join(supported), _keras.legacy_hint(optimizer, supported)
     if type(optimizer).__name__.startswith("LossScaleOptimizer"):
         hint = " Put the LossScaleOptimizer around the SlipstreamOptimizer instead."
     return (
