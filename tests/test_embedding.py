@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tests.models import embedding_of, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
-from tf_slipstream import SlipstreamEmbedding, _keras, embedding
-from tf_slipstream._keras import IS_KERAS_3, keras, tf_variable
+from tf_slipstream import SlipstreamEmbedding, _compat, embedding
+from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
 from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine.registry import table_spec
 
@@ -383,12 +383,12 @@ class TestArguments:
 
     @pytest.mark.skipif(not IS_KERAS_3, reason="in tf_keras the strategy divides tables")
     def test_shards_have_their_rows_of_a_constant_array(self, monkeypatch):
-        monkeypatch.setattr(_keras, "_LEAST_SHARD_BYTES", 1)
+        monkeypatch.setattr("tf_slipstream._compat.keras3._LEAST_SHARD_BYTES", 1)
         table = random_table(7, 3)
         initializer = keras.initializers.Constant(table)
         layer = SlipstreamEmbedding(7, 3, embeddings_initializer=initializer)
         strategy = types.SimpleNamespace(extended=None)
-        shards = _keras.add_table_shards(
+        shards = _compat.add_table_shards(
             layer, strategy, 3, (7, 3), layer._initialize_table, name="embeddings"
         )
         assert len(shards) == 3

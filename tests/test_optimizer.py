@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.models import assert_all_equal, embedding_of, random_table, slices, values_of
 from tests.reference import ReferenceTable, clip_scale_by_norm, global_norm, summed_rows
 from tf_slipstream import RowWiseAdagrad, SkipStats, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.state.table import set_counter
 
 # By Keras class: the rule in `tests/reference.py`, and options. Powers of two and their small

@@ -25,7 +25,7 @@ from tests.models import (
     values_of,
 )
 from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 INNER = {
     "adagrad": lambda: keras.optimizers.Adagrad(0.25),

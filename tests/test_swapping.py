@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_slipstream as slipstream
 from tests.models import random_table
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 IDS = np.random.default_rng(0).integers(10, size=[32, 3])
 LABELS = (IDS[:, :1] % 2).astype("float32")

@@ -20,7 +20,7 @@ from tests.models import (
     values_of,
 )
 from tf_slipstream import RowWiseAdagrad, SlipstreamOptimizer, StalenessPolicy
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.distribute import WorkerCache
 
 optimizers = keras.optimizers

@@ -5,7 +5,7 @@ import weakref
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
 from tf_slipstream.engine import registry
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
@@ -24,8 +24,8 @@ _REFUSED = {
 }
 
 
-@_keras.register_serializable
-class SlipstreamEmbedding(_keras.keras.layers.Embedding):
+@_compat.register_serializable
+class SlipstreamEmbedding(_compat.keras.layers.Embedding):
     """`keras.layers.Embedding` for large tables: reads only the rows that a step asks for.
 
     Under `SlipstreamOptimizer` a training step costs the same whatever `input_dim`. Under any other
@@ -114,7 +114,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             mask_zero=mask_zero,
             **kwargs,
         )
-        if _keras.is_unsupported_dtype_policy(self):
+        if _compat.is_unsupported_dtype_policy(self):
             raise ValueError(
                 f"The table of SlipstreamEmbedding '{self.name}' must be float32 or bfloat16, "
                 f"got dtype '{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
@@ -141,7 +141,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             tables = self._add_shards(strategy, arguments)
             self._shard_variables = tuple(tables)
         else:
-            tables = [_keras.add_table(self, **arguments)]
+            tables = [_compat.add_table(self, **arguments)]
             self._shard_variables = ()
         self._spec = registry.TableSpec(
             self.name, self.policy, tuple(map(weakref.ref, self._shard_variables))
@@ -156,15 +156,15 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
         There are none yet while Keras 3 builds a subclassed model in its first call.
         """
-        for table in self._shard_variables or (self._keras_table(),):
-            value = _keras.tf_variable(table)
+        for table in self._shard_variables or (_compat.table_of(self),):
+            value = _compat.tf_variable(table)
             if isinstance(value, tf.Variable):
                 registry.add_table(value, self._spec)
 
     @property
     def _shards(self):
         """On parameter servers, the `tf.Variable`s that the table is in; else empty."""
-        return tuple(map(_keras.tf_variable, self._shard_variables))
+        return tuple(map(_compat.tf_variable, self._shard_variables))
 
     def _add_shards(self, strategy, arguments):
         if self.embeddings_regularizer is not None:
@@ -173,7 +173,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 "ParameterServerStrategy would send the whole table over the network in every "
                 "step. Use `weight_decay` of the optimizer, which acts on the rows looked up."
             )
-        return _keras.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
+        return _compat.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
 
     def _initialize_table(self, shape, dtype=None, shard=0, first_row=0, **kwargs):
         """Makes a table, or the rows of a shard of it.
@@ -186,15 +186,15 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             **kwargs: Of tf_keras, for a partitioned table.
         """
         initializer = self.embeddings_initializer
-        value = _keras.constant_value(initializer, (self.input_dim, self.output_dim))
+        value = _compat.constant_value(initializer, (self.input_dim, self.output_dim))
         if value is not None and not kwargs:
             # Keras would multiply it with a table of ones; a graph would hold a copy of it.
-            if _keras.asks_for_shapes_alone():
+            if _compat.asks_for_shapes_alone():
                 return tf.zeros(shape, dtype)
             return tf.convert_to_tensor(value[first_row : first_row + shape[0]], dtype)
-        initializer = _keras.with_another_seed(initializer, shard)
+        initializer = _compat.with_another_seed(initializer, shard)
         is_large = 4 * self.input_dim * self.output_dim >= _LARGE_TABLE_BYTES
-        if not is_large or not _keras.makes_its_numbers(initializer):
+        if not is_large or not _compat.makes_its_numbers(initializer):
             return initializer(shape, dtype=dtype, **kwargs)
         # Compiled, an initializer works in the memory of its result. The random numbers are others
         # than Keras's for the same seed, and the same in every run.
@@ -305,8 +305,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def compute_mask(self, inputs, mask=None):
         if self._combiner is not None or not self.mask_zero:
             return None
-        if _keras.is_symbolic(inputs):
-            return _keras.symbolic_mask(inputs)
+        if _compat.is_symbolic(inputs):
+            return _compat.symbolic_mask(inputs)
         ids = _as_ids(inputs)
         return tf.not_equal(tf.sparse.to_dense(ids) if isinstance(ids, tf.SparseTensor) else ids, 0)
 
@@ -317,7 +317,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def compute_output_spec(self, inputs, weights=None):
         shape = self.compute_output_shape(inputs.shape)
-        return _keras.keras.KerasTensor(
+        return _compat.keras.KerasTensor(
             shape,
             dtype=self.compute_dtype,
             ragged=self._combiner is None and getattr(inputs, "ragged", False),
@@ -334,14 +334,14 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     def get_config(self):
         config = super().get_config()
         config["combiner"] = self._combiner
-        config["policy"] = _keras.serialize(self.policy, StalenessPolicy)
+        config["policy"] = _compat.serialize(self.policy, StalenessPolicy)
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
         # That of a `keras.layers.Embedding` has none.
-        config["policy"] = _keras.deserialize(config.get("policy", "default"))
+        config["policy"] = _compat.deserialize(config.get("policy", "default"))
         return super().from_config(config)
 
     def save_own_variables(self, store):
@@ -379,10 +379,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             _keras_hooks.settle(self._shards or [self._table()])
 
     def _table(self):
-        return _keras.tf_variable(self._keras_table())
-
-    def _keras_table(self):
-        return self._embeddings if _keras.IS_KERAS_3 else self.embeddings
+        return _compat.tf_variable(_compat.table_of(self))
 
 
 def _as_ids(inputs):

@@ -1,9 +1,9 @@
 """From a model of `keras.layers.Embedding`s to one of ours with the same weights, and back."""
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.embedding import SlipstreamEmbedding
 
-_Embedding = _keras.keras.layers.Embedding
+_Embedding = _compat.keras.layers.Embedding
 
 
 def swap_in(model, names=None, policy="default"):
@@ -97,7 +97,7 @@ def _swapped(model, kind, new_layer):
 
     def make(layer):
         if _is_model(layer):
-            return _keras.keras.models.clone_model(layer, clone_function=clone)
+            return _compat.keras.models.clone_model(layer, clone_function=clone)
         new = new_layer(layer) if type(layer) is kind else None
         return type(layer).from_config(layer.get_config()) if new is None else new
 
@@ -122,4 +122,4 @@ def _is_model(layer):
     """Whether a layer is a functional or Sequential model."""
     # The name says it in both Kerases; the class is public in neither.
     is_functional = any(base.__name__ == "Functional" for base in type(layer).__mro__)
-    return is_functional or isinstance(layer, _keras.keras.Sequential)
+    return is_functional or isinstance(layer, _compat.keras.Sequential)

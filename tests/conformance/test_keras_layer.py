@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tf_slipstream import SlipstreamEmbedding
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 EXPECTED = {
     "expected_num_trainable_weights": 1,

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.distribute import clusters, programs
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 PROGRAMS = pathlib.Path(programs.__file__)
 # A minute is the long form.
@@ -67,22 +67,22 @@ def test_skipped_rows_are_neither_held_nor_sent(cluster):
 
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
 def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
-    partitioned = not _keras.IS_KERAS_3
+    partitioned = not _compat.IS_KERAS_3
     result = run(cluster, "wire", wire_dtype=wire_dtype, partitioned=partitioned)
     assert result["num_wrong_rows"] == result["num_wrong_updates"] == 0
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
 
 
 def test_gradients_that_were_changed_are_refused(cluster):
-    result = run(cluster, "changed_gradients", partitioned=not _keras.IS_KERAS_3)
+    result = run(cluster, "changed_gradients", partitioned=not _compat.IS_KERAS_3)
     changed, unchanged, *scaled = result["said"]
     for said in (changed, *scaled):
         assert "The gradient of table 'item' was changed between the tape and the optimizer" in said
-    assert unchanged == "" and len(scaled) == _keras.IS_KERAS_3
+    assert unchanged == "" and len(scaled) == _compat.IS_KERAS_3
     assert result["table"] == 0
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a loop of its own")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras has a loop of its own")
 def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
     counts = run(cluster, "fit_shared", steps=200)["counts"]
     assert sum(counts) == 200 and max(counts) == 1
@@ -92,13 +92,13 @@ def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
 
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_fit_trains_counts_and_holds(cluster, partitioned):
-    if partitioned and _keras.IS_KERAS_3:
+    if partitioned and _compat.IS_KERAS_3:
         pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
     settings = {"policy": programs.SLEEPY, "partitioned": partitioned}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     history = result["history"]
     assert result["iterations"] == 100
-    if _keras.IS_KERAS_3:
+    if _compat.IS_KERAS_3:
         assert result["num_batches"] == 100
     assert set(history) == {f"{v}{m}" for v in ("", "val_") for m in ("loss", "accuracy", "auc")}
     # 0.89 to 0.95 in six runs: which steps the workers take side by side is chance.
@@ -132,7 +132,7 @@ def test_fit_without_built_optimizer_trains_all_the_same(cluster):
 
 
 def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
-    if not _keras.IS_KERAS_3:
+    if not _compat.IS_KERAS_3:
         pytest.skip("tf_keras has the strategy's partitioner")
     result = run(cluster, "large_table")
     assert result["shapes"] == [[60000, 8]] * 2
