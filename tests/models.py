@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import SlipstreamEmbedding, StalenessPolicy
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.state.schema import POOL_INTS
 
 

@@ -15,7 +15,7 @@ from tests.models import (
     sleepy,
 )
 from tf_slipstream import SkipGuard, SkipHistory, SlipstreamEmbedding, SlipstreamOptimizer, export
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 NUM_ROWS = 20
 DATA = click_data(16 * 30, num_rows=NUM_ROWS)

@@ -1,13 +1,15 @@
 """The layer by itself: lookups, combiners, dtypes, refusals, and what its graph holds."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.models import embedding_of, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
-from tf_slipstream import SlipstreamEmbedding, embedding
-from tf_slipstream._keras import IS_KERAS_3, keras, tf_variable
+from tf_slipstream import SlipstreamEmbedding, _compat, embedding
+from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
 from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine.registry import table_spec
 
@@ -22,6 +24,10 @@ def combine_all(table, bags, weights, combiner):
     return np.stack([combine_bag(table[bag], w, combiner) for bag, w in zip(bags, weights)])
 
 
+def dense(tensor):
+    return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
+
+
 def ones_like(bags):
     return [np.ones(len(bag)) for bag in bags]
 
@@ -31,6 +37,19 @@ def ops_of(function, *specs):
     graph = tf.function(function).get_concrete_function(*specs).graph
     assert not graph.as_graph_def().library.function
     return graph.get_operations()
+
+
+def compiled_graphs(monkeypatch):
+    """Returns a list of the graphs that the layer's module compiles from here on."""
+    graphs, function = [], tf.function
+
+    def traced(*args, **kwargs):
+        made = function(*args, **kwargs)
+        graphs.append(made.get_concrete_function().graph)
+        return made
+
+    monkeypatch.setattr(embedding.tf, "function", traced)
+    return graphs
 
 
 class TestLookup:
@@ -129,7 +148,7 @@ class TestCombiner:
 
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize("combiner", COMBINERS)
-    @pytest.mark.parametrize("shape", [(2, 4), (3, 1), (2, 3, 2), (5,)], ids=str)
+    @pytest.mark.parametrize("shape", [(2, 4), (3, 1), (2, 3, 2)], ids=str)
     def test_dense_ids_are_combined_along_their_last_axis(self, shape, combiner, weighted):
         rng = np.random.default_rng(1)
         table = random_table()
@@ -206,6 +225,40 @@ class TestCombiner:
         nothing = tf.zeros([0, 3], tf.int64), tf.zeros([0], tf.int64)
         assert layer(tf.SparseTensor(*nothing, [0, 2, 4])).shape == (0, 2, 3)
 
+    @pytest.mark.parametrize("kind", ["dense", "scalar", "sparse", "functional"])
+    def test_ids_of_one_axis_are_refused_with_a_combiner(self, kind):
+        ids = {
+            "dense": tf.constant([1, 2]),
+            "scalar": tf.constant(1),
+            "sparse": tf.SparseTensor([[0], [2]], [1, 2], [3]),
+            "functional": keras.Input([], dtype="int32"),
+        }[kind]
+        layer = SlipstreamEmbedding(10, 3, combiner="sum", name="tags")
+        with pytest.raises(ValueError, match="'tags' has combiner 'sum'.*at least two axes"):
+            layer(ids)
+
+    def test_a_subclass_may_have_a_combiner_of_its_own(self):
+        class Summed(SlipstreamEmbedding):
+            def __init__(self, *args, combiner="sum", **kwargs):
+                super().__init__(*args, **kwargs)
+                self.combiner = combiner
+
+            def call(self, inputs):
+                return tf.reduce_sum(super().call(inputs), axis=-2)
+
+            def compute_output_shape(self, input_shape):
+                return (*input_shape[:-1], self.output_dim)
+
+        layer, table = Summed(10, 3, mask_zero=True), random_table()
+        layer.build(None)
+        layer.set_weights([table])
+        ids = np.array([[1, 2], [3, 3]])
+        np.testing.assert_allclose(layer(ids), table[ids].sum(axis=1), rtol=TOLERANCE)
+        assert layer.combiner == "sum"
+        assert layer.get_config()["combiner"] is None
+        # What it does is that of a layer without combiner.
+        np.testing.assert_array_equal(layer.compute_mask(ids), np.ones([2, 2], bool))
+
     def test_weights_without_combiner_are_refused(self):
         with pytest.raises(ValueError, match="Construct it with `combiner`"):
             SlipstreamEmbedding(10, 3)(tf.constant([[1]]), tf.constant([[1.0]]))
@@ -245,6 +298,40 @@ class TestMask:
         np.testing.assert_array_equal(layer.compute_mask(sparse), [[True, False], [True, True]])
         assert layer(sparse).shape == (2, 2, 3)
 
+    @pytest.mark.parametrize("kind", ["dense", "ragged", "sparse"])
+    def test_a_functional_model_masks_as_the_layer_does(self, kind):
+        layer = embedding_of(random_table(), mask_zero=True)
+        batch = tf.ragged.constant([[3, 0], [1]], dtype=tf.int64)
+        if kind != "ragged":
+            batch = batch.to_tensor() if kind == "dense" else batch.to_sparse()
+        is_kind = {} if kind == "dense" else {kind: True}
+        ids = keras.Input([None if kind == "ragged" else 2], dtype="int64", **is_kind)
+        np.testing.assert_array_equal(
+            dense(keras.Model(ids, layer(ids))(batch)), dense(layer(batch))
+        )
+        if kind == "sparse" and not IS_KERAS_3:
+            return  # tf_keras has no symbolic operation that makes a sparse input dense.
+        mask = layer.compute_mask(ids)
+        assert tuple(mask.shape) == tuple(ids.shape)
+        found, expected = keras.Model(ids, mask)(batch), layer.compute_mask(batch)
+        assert type(found) is type(expected)
+        np.testing.assert_array_equal(dense(found), dense(expected))
+
+    def test_layers_after_a_functional_input_see_the_mask(self):
+        table = random_table()
+        ids = keras.Input([3], dtype="int32")
+        rows = embedding_of(table, mask_zero=True)(ids)
+        model = keras.Model(ids, keras.layers.GlobalAveragePooling1D()(rows))
+        mean = model.predict(np.array([[3, 0, 7], [0, 0, 1]]), verbose=0)
+        np.testing.assert_allclose(mean, [table[[3, 7]].mean(axis=0), table[1]], rtol=1e-6)
+
+    def test_float_ids_are_masked_after_they_are_truncated(self):
+        layer = embedding_of(random_table(), mask_zero=True)
+        ids = keras.Input([2])
+        batch = tf.constant([[0.5, 1.5]])
+        for mask in (layer.compute_mask(batch), keras.Model(ids, layer.compute_mask(ids))(batch)):
+            np.testing.assert_array_equal(mask, [[False, True]])
+
     def test_combined_bags_have_no_mask(self):
         layer = embedding_of(random_table(), mask_zero=True, combiner="sum")
         assert layer.compute_mask(tf.constant([[3, 0]])) is None
@@ -276,16 +363,96 @@ class TestArguments:
         assert abs(tables[0].std() - 2) < 5 * 2 / np.sqrt(40_000)
         assert len(np.unique(tables[0])) > 19_000
 
-    def test_a_large_table_takes_an_initializer_that_cannot_be_compiled(self, monkeypatch):
+    @pytest.mark.parametrize("name", ["glorot_uniform", "truncated_normal", "zeros", "ones"])
+    def test_a_large_table_is_initialised_in_the_memory_of_its_result(self, name, monkeypatch):
+        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        graphs = compiled_graphs(monkeypatch)
+        SlipstreamEmbedding(3, 2, embeddings_initializer=name).build(None)
+        assert len(graphs) == 1
+
+    def test_a_large_table_is_initialised_without_xla_too(self, monkeypatch):
         monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
 
-        def rows_from_python(shape, dtype=None):
-            values = np.arange(np.prod(shape)).reshape(shape)
-            return tf.numpy_function(lambda: values.astype("float32"), [], tf.float32)
+        def without_xla(*args, **kwargs):
+            raise tf.errors.UnimplementedError(None, None, "no XLA")
 
-        layer = SlipstreamEmbedding(3, 2, embeddings_initializer=rows_from_python)
+        monkeypatch.setattr(embedding.tf, "function", without_xla)
+        layer = SlipstreamEmbedding(3, 2, embeddings_initializer="ones")
         layer.build(None)
-        np.testing.assert_array_equal(layer.get_weights()[0], [[0, 1], [2, 3], [4, 5]])
+        np.testing.assert_array_equal(layer.get_weights()[0], np.ones([3, 2]))
+
+    @pytest.mark.skipif(not IS_KERAS_3, reason="in tf_keras the strategy divides tables")
+    def test_shards_have_their_rows_of_a_constant_array(self, monkeypatch):
+        monkeypatch.setattr("tf_slipstream._compat.keras3._LEAST_SHARD_BYTES", 1)
+        table = random_table(7, 3)
+        initializer = keras.initializers.Constant(table)
+        layer = SlipstreamEmbedding(7, 3, embeddings_initializer=initializer)
+        strategy = types.SimpleNamespace(extended=None)
+        shards = _compat.add_table_shards(
+            layer, strategy, 3, (7, 3), layer._initialize_table, name="embeddings"
+        )
+        assert len(shards) == 3
+        np.testing.assert_array_equal(np.concatenate([s.numpy() for s in shards]), table)
+
+    @pytest.mark.parametrize("kind", ["array", "tensor", "list", "user's function", "user's class"])
+    @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+    def test_no_graph_holds_the_values_of_an_initializer(self, large, kind, monkeypatch):
+        if large:
+            monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        table = random_table(500, 40)
+
+        class Rows(keras.initializers.RandomNormal):
+            def __call__(self, shape, dtype=None, **kwargs):
+                return tf.constant(table)
+
+        initializer = {
+            "array": lambda: keras.initializers.Constant(table),
+            "tensor": lambda: keras.initializers.Constant(tf.constant(table)),
+            "list": lambda: keras.initializers.Constant(table.tolist()),
+            "user's function": lambda: lambda shape, dtype=None: table,
+            "user's class": Rows,
+        }[kind]()
+        graphs = compiled_graphs(monkeypatch)
+        layer = SlipstreamEmbedding(500, 40, embeddings_initializer=initializer)
+        layer.build(None)
+        np.testing.assert_array_equal(layer.get_weights()[0], table)
+        assert not graphs
+
+    def test_a_constant_array_is_cast_to_the_dtype_of_the_table(self):
+        table = random_table().astype("float64")
+        initializer = keras.initializers.Constant(table)
+        layer = SlipstreamEmbedding(10, 3, embeddings_initializer=initializer)
+        layer.build(None)
+        np.testing.assert_array_equal(layer.get_weights()[0], table.astype("float32"))
+
+    def test_a_model_built_in_fit_has_a_constant_array_in_no_graph(self, monkeypatch):
+        """Keras 3 traces a subclassed model that is not built yet, to know its shapes."""
+        table = random_table(500, 40)
+
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__()
+                initializer = keras.initializers.Constant(table)
+                self.user = SlipstreamEmbedding(500, 40, embeddings_initializer=initializer)
+
+            def call(self, ids):
+                return tf.reduce_sum(self.user(ids), axis=-1, keepdims=True)
+
+        made, initialize = [], SlipstreamEmbedding._initialize_table
+
+        def initialize_and_note(*args, **kwargs):
+            made.append(initialize(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(SlipstreamEmbedding, "_initialize_table", initialize_and_note)
+        model = Model()
+        model.compile("sgd", loss="mse")
+        model.fit(np.array([1, 2]), np.zeros([2, 1]), verbose=0)
+        untouched = np.arange(3, 500)
+        np.testing.assert_array_equal(model.user.get_weights()[0][untouched], table[untouched])
+        graphs = [value.graph for value in made if not hasattr(value, "numpy")]
+        assert bool(graphs) == IS_KERAS_3
+        assert all(graph.as_graph_def().ByteSize() < table.nbytes for graph in graphs)
 
     def test_the_default_initializer_is_small_and_uniform(self):
         layer = SlipstreamEmbedding(1000, 4)
@@ -578,6 +745,13 @@ class TestConfig:
         assert (again.name, again.trainable, again.compute_dtype) == ("user", False, "bfloat16")
         assert isinstance(again.embeddings_initializer, keras.initializers.Ones)
         assert isinstance(again.embeddings_constraint, keras.constraints.NonNeg)
+
+    def test_a_config_of_keras_embedding_makes_the_layer(self):
+        arguments = {k: v for k, v in self.ARGUMENTS.items() if k not in ("combiner", "policy")}
+        stock = keras.layers.Embedding(10, 3, **arguments)
+        layer = SlipstreamEmbedding.from_config(stock.get_config())
+        assert (layer.combiner, layer.policy) == (None, "default")
+        assert stock.get_config().items() <= layer.get_config().items()
 
     def test_a_model_with_the_layer_is_cloned(self):
         model = keras.Sequential(

@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.models import NUM_IDS, click_data, embedding_of, fit, random_table
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 # What serves: loads each SavedModel and saves what it answers. It gets TensorFlow only.
 SERVE = """

@@ -8,7 +8,7 @@ from tests.golden import make, packing
 from tests.golden.training import make_model, state_of, train, weights_of
 from tests.models import num_asleep, num_held
 from tf_slipstream import export
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.delta.version_record import read_record
 from tf_slipstream.state import schema
 

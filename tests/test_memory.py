@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.models import click_data, click_model, fit, num_held, sleepy, train_steps
 from tf_slipstream import SkipGuard, SkipHistory, SlipstreamEmbedding, SlipstreamOptimizer, export
-from tf_slipstream._keras import keras, tf_variable
+from tf_slipstream._compat import keras, tf_variable
 from tf_slipstream.engine import registry
 
 NUM_ROWS = 20

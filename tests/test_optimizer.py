@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.models import assert_all_equal, embedding_of, random_table, slices, values_of
 from tests.reference import ReferenceTable, clip_scale_by_norm, global_norm, summed_rows
 from tf_slipstream import RowWiseAdagrad, SkipStats, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.state.table import set_counter
 
 # By Keras class: the rule in `tests/reference.py`, and options. Powers of two and their small
@@ -314,12 +314,6 @@ class TestRefusedInner:
         inner = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.Adam())
         with pytest.raises(ValueError, match="Put the LossScaleOptimizer around"):
             SlipstreamOptimizer(inner)
-
-    @pytest.mark.skipif(IS_KERAS_3, reason="Keras 3 has no legacy optimizers")
-    @pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad"])
-    def test_legacy_optimizers_are_refused(self, name):
-        with pytest.raises(ValueError, match="SGD, Adagrad, RowWiseAdagrad.*got .*legacy"):
-            SlipstreamOptimizer(getattr(keras.optimizers.legacy, name)())
 
     def test_a_subclass_with_its_own_update_is_refused(self):
         class OtherAdam(keras.optimizers.Adam):

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tf_slipstream
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 pytest.importorskip("scikit_build_core", reason="the build backend; `make setup` installs it")
 pytestmark = pytest.mark.skipif(not IS_KERAS_3, reason="packages are the same for both Kerases")

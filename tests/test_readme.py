@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the README's program imports Keras 3")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="the README's program imports Keras 3")
 def test_the_first_program_runs_and_exports(tmp_path):
     program = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     done = subprocess.run(

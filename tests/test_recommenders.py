@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 if IS_KERAS_3:
     pytest.skip("TFRS 0.7.7 refuses Keras 3", allow_module_level=True)

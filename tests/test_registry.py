@@ -7,7 +7,7 @@ import pytest
 
 from tests.models import click_data, click_model, embedding_of, fit, num_held, random_table, sleepy
 from tf_slipstream import SlipstreamOptimizer, _keras_hooks, model_tables
-from tf_slipstream._keras import keras, tf_variable
+from tf_slipstream._compat import keras, tf_variable
 from tf_slipstream.engine import registry
 
 

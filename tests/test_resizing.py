@@ -21,7 +21,7 @@ from tests.models import (
     values_of,
 )
 from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer, export, resize
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.delta.errors import ExportError
 from tf_slipstream.state import resizing, schema
 

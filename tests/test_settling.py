@@ -19,7 +19,7 @@ from tests.models import (
     train_steps,
 )
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.engine import tables as engine_tables
 
 INNER = {

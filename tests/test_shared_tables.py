@@ -17,7 +17,7 @@ from tests.models import (
     train_steps,
 )
 from tf_slipstream import SkipHistory, SlipstreamOptimizer, export
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 NUM_ROWS = 20
 DATA = click_data(16 * 60, num_rows=NUM_ROWS)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.models import assert_all_equal, embedding_of, random_table, sleepy, values_of
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.state.schema import POLICY_STATE
 from tf_slipstream.state.table import set_counter
 

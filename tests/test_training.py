@@ -19,7 +19,7 @@ from tests.models import (
     values_of,
 )
 from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras, tf_variable
+from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
 
 # Four steps of a few dozen roundings each; two programs that sum a batch of 48 terms in
 # different orders differ by an epsilon per term.

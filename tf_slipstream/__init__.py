@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from tf_slipstream.resizing import resize
     from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
     from tf_slipstream.state.stats import SkipStats
+    from tf_slipstream.swapping import swap_in, swap_out
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,8 @@ __all__ = [
     "distribute",
     "export",
     "resize",
+    "swap_in",
+    "swap_out",
 ]
 
 # By name, the module that has it; of a module that is public itself, its own.
@@ -55,6 +58,8 @@ _HOMES = {
     "distribute": "distribute",
     "export": "export",
     "resize": "resizing",
+    "swap_in": "swapping",
+    "swap_out": "swapping",
 }
 # Whose classes Keras must know by name.
 _REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")

@@ -11,7 +11,7 @@ import threading
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.engine import registry
 
 _here = threading.local()
@@ -30,7 +30,7 @@ READERS = (
 
 def tables_of(variables):
     """Returns the `tf.Variable`s among variables that are tables."""
-    values = map(_keras.tf_variable, variables)
+    values = map(_compat.tf_variable, variables)
     return [value for value in values if registry.table_spec(value) is not None]
 
 
@@ -50,7 +50,7 @@ def settle(variables, wake=False):
 @functools.cache
 def install():
     """Wraps the methods; again it does nothing."""
-    keras = _keras.keras
+    keras = _compat.keras
     for name in READERS:
         _wrap(keras.Model, name, before=_settle_model)
     _wrap(keras.layers.Layer, "get_weights", before=_settle_model)
@@ -60,7 +60,7 @@ def install():
     # The same as functions of a model.
     for module in (keras.models, keras.saving):
         _wrap(module, "save_model", before=_settle_model)
-    if _keras.IS_KERAS_3:
+    if _compat.IS_KERAS_3:
         _wrap(keras.saving, "load_weights", around=_loading_weights)
 
 
@@ -85,21 +85,21 @@ def _wrap(place, name, before=None, after=None, around=None):
 
 
 def _settle_model(model):
-    settle(_keras.variables_of(model))
+    settle(_compat.variables_of(model))
 
 
 def _wake_model(model):
-    settle(_keras.variables_of(model), wake=True)
+    settle(_compat.variables_of(model), wake=True)
 
 
 def _settle_archive(archive):
-    settle(_keras.exported_variables(archive))
+    settle(_compat.exported_variables(archive))
 
 
 @contextlib.contextmanager
 def _loading_weights(model):
     """Ends what is held of the tables, but for optimizers that are loaded with them."""
-    tables = tables_of(_keras.variables_of(model))
+    tables = tables_of(_compat.variables_of(model))
     settle(tables, wake=True)
     holders = registry.holders(tables)
     for holder in holders:
@@ -138,7 +138,7 @@ def watch(variable):
             return assign(*args, **kwargs)
         settle([variable], wake=True)
         result = assign(*args, **kwargs)
-        table = _keras.tf_variable(variable)
+        table = _compat.tf_variable(variable)
         for holder in registry.holders_of(table):
             holder.forget(table)
         return result

@@ -5,7 +5,7 @@ import weakref
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
 from tf_slipstream.engine import registry
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
@@ -24,8 +24,8 @@ _REFUSED = {
 }
 
 
-@_keras.register_serializable
-class SlipstreamEmbedding(_keras.keras.layers.Embedding):
+@_compat.register_serializable
+class SlipstreamEmbedding(_compat.keras.layers.Embedding):
     """`keras.layers.Embedding` for large tables: reads only the rows that a step asks for.
 
     Under `SlipstreamOptimizer` a training step costs the same whatever `input_dim`. Under any other
@@ -45,7 +45,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         mask_zero: Whether id 0 is padding: masked for the layers that follow or, with a combiner,
             left out of its bag.
         combiner: None, for a row per id; or how the ids of the last axis become one vector:
-            `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`.
+            `"sum"`, `"mean"` or `"sqrtn"`, as in `tf.nn.embedding_lookup_sparse`. Ids then have two
+            axes or more, `[batch, ..., bag]`.
         policy: When rows are stale and their updates deferred or left out: a `StalenessPolicy`, the
             name of a preset; `"default"`, the optimizer's; or None, never.
         **kwargs: Keras's other arguments: `weights`, `name`, `dtype`, `trainable`, ... Under a
@@ -62,7 +63,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
     Output: `[..., output_dim]` after the shape of the ids, less their last axis with a combiner.
 
     Raises:
-        ValueError: At construction, for arguments that make no sense here (LoRA, quantization).
+        ValueError: At construction, for arguments that make no sense here (LoRA, quantization). At
+            a call, for ids of one axis with a combiner.
         tf.errors.InvalidArgumentError: At a call, for an id that is not in `[0, input_dim)`; it
             names the layer, the id, its position and the range. No row has changed then.
 
@@ -100,7 +102,8 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 raise ValueError(f"`{argument}` must be a positive integer, got {dim!r}.")
         if combiner is not None and combiner not in COMBINERS:
             raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
-        self.combiner = combiner
+        # What the layer does is in `_combiner`: a subclass may have a `combiner` of its own.
+        self.combiner = self._combiner = combiner
         self.policy = as_policy(policy, also=("default",))
         super().__init__(
             int(input_dim),
@@ -111,7 +114,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             mask_zero=mask_zero,
             **kwargs,
         )
-        if _keras.is_unsupported_dtype_policy(self):
+        if _compat.is_unsupported_dtype_policy(self):
             raise ValueError(
                 f"The table of SlipstreamEmbedding '{self.name}' must be float32 or bfloat16, "
                 f"got dtype '{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
@@ -138,7 +141,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             tables = self._add_shards(strategy, arguments)
             self._shard_variables = tuple(tables)
         else:
-            tables = [_keras.add_table(self, **arguments)]
+            tables = [_compat.add_table(self, **arguments)]
             self._shard_variables = ()
         self._spec = registry.TableSpec(
             self.name, self.policy, tuple(map(weakref.ref, self._shard_variables))
@@ -153,15 +156,15 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
         There are none yet while Keras 3 builds a subclassed model in its first call.
         """
-        for table in self._shard_variables or (self._keras_table(),):
-            value = _keras.tf_variable(table)
+        for table in self._shard_variables or (_compat.table_of(self),):
+            value = _compat.tf_variable(table)
             if isinstance(value, tf.Variable):
                 registry.add_table(value, self._spec)
 
     @property
     def _shards(self):
         """On parameter servers, the `tf.Variable`s that the table is in; else empty."""
-        return tuple(map(_keras.tf_variable, self._shard_variables))
+        return tuple(map(_compat.tf_variable, self._shard_variables))
 
     def _add_shards(self, strategy, arguments):
         if self.embeddings_regularizer is not None:
@@ -170,29 +173,46 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 "ParameterServerStrategy would send the whole table over the network in every "
                 "step. Use `weight_decay` of the optimizer, which acts on the rows looked up."
             )
-        return _keras.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
+        return _compat.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
 
-    def _initialize_table(self, shape, dtype=None, shard=0, **kwargs):
-        initializer = _keras.with_another_seed(self.embeddings_initializer, shard)
-        if 4 * self.input_dim * self.output_dim < _LARGE_TABLE_BYTES:
+    def _initialize_table(self, shape, dtype=None, shard=0, first_row=0, **kwargs):
+        """Makes a table, or the rows of a shard of it.
+
+        Args:
+            shape: Of the table or shard.
+            dtype: Its dtype.
+            shard: Number of the shard.
+            first_row: Which row of the table is the shard's first.
+            **kwargs: Of tf_keras, for a partitioned table.
+        """
+        initializer = self.embeddings_initializer
+        value = _compat.constant_value(initializer, (self.input_dim, self.output_dim))
+        if value is not None and not kwargs:
+            # Keras would multiply it with a table of ones; a graph would hold a copy of it.
+            if _compat.asks_for_shapes_alone():
+                return tf.zeros(shape, dtype)
+            return tf.convert_to_tensor(value[first_row : first_row + shape[0]], dtype)
+        initializer = _compat.with_another_seed(initializer, shard)
+        is_large = 4 * self.input_dim * self.output_dim >= _LARGE_TABLE_BYTES
+        if not is_large or not _compat.makes_its_numbers(initializer):
             return initializer(shape, dtype=dtype, **kwargs)
         # Compiled, an initializer works in the memory of its result. The random numbers are others
         # than Keras's for the same seed, and the same in every run.
-        initialize = tf.function(
-            lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True
-        )
         try:
-            return initialize()
-        except (tf.errors.OpError, TypeError):
-            # A user's initializer may be beyond XLA.
+            return tf.function(
+                lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True
+            )()
+        except tf.errors.OpError:
+            # Not every device has XLA.
             return initializer(shape, dtype=dtype, **kwargs)
 
     def call(self, inputs, weights=None):
         self._register_tables()
         inputs = _as_ids(inputs)
+        self._check_rank(inputs.shape)
         if weights is not None:
             weights = self._checked_weights(weights, inputs)
-        if self.combiner is not None:
+        if self._combiner is not None:
             outputs = self._combine(inputs, weights)
         elif isinstance(inputs, tf.RaggedTensor):
             outputs = inputs.with_flat_values(self._lookup(inputs.flat_values))
@@ -201,6 +221,16 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         else:
             outputs = self._lookup(inputs)
         return tf.cast(outputs, self.compute_dtype)
+
+    def _check_rank(self, ids_shape):
+        rank = tf.TensorShape(ids_shape).rank
+        if self._combiner is not None and rank is not None and rank < 2:
+            raise ValueError(
+                f"SlipstreamEmbedding '{self.name}' has combiner '{self._combiner}', which makes "
+                "one vector of the ids of the last axis: it needs ids of at least two axes, "
+                f"[batch, ids], got shape {tuple(ids_shape)}. For one id an example give them the "
+                "shape [batch, 1], or construct the layer without `combiner`."
+            )
 
     def _lookup(self, ids):
         """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
@@ -223,7 +253,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
 
     def _checked_weights(self, weights, ids):
-        if self.combiner is None:
+        if self._combiner is None:
             raise ValueError(
                 f"SlipstreamEmbedding '{self.name}' got `weights`, which only a combiner uses. "
                 f"Construct it with `combiner`, one of {COMBINERS}."
@@ -249,7 +279,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         flat_weights = self._effective_weights(flat_ids, flat_weights, rows.dtype)
         if isinstance(ids, tf.RaggedTensor):
             return combine_segments(
-                rows, flat_weights, ids.value_rowids(), ids.nrows(), self.combiner
+                rows, flat_weights, ids.value_rowids(), ids.nrows(), self._combiner
             )
         if isinstance(ids, tf.SparseTensor):
             bags_shape = ids.dense_shape[:-1]
@@ -259,10 +289,10 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
                 flat_weights,
                 two_axes.indices[:, 0],
                 two_axes.dense_shape[0],
-                self.combiner,
+                self._combiner,
             )
             return tf.reshape(combined, tf.concat([bags_shape, [self.output_dim]], axis=0))
-        return combine_bags(rows, flat_weights, self.combiner)
+        return combine_bags(rows, flat_weights, self._combiner)
 
     def _effective_weights(self, ids, weights, dtype):
         """Returns the weights of dense ids, 0 for padding; None where all are 1."""
@@ -273,21 +303,24 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
         return is_id if weights is None else weights * is_id
 
     def compute_mask(self, inputs, mask=None):
-        if self.combiner is not None or not self.mask_zero:
+        if self._combiner is not None or not self.mask_zero:
             return None
+        if _compat.is_symbolic(inputs):
+            return _compat.symbolic_mask(inputs)
         ids = _as_ids(inputs)
         return tf.not_equal(tf.sparse.to_dense(ids) if isinstance(ids, tf.SparseTensor) else ids, 0)
 
     def compute_output_shape(self, input_shape):
-        ids_shape = tuple(input_shape)
-        return (*(ids_shape if self.combiner is None else ids_shape[:-1]), self.output_dim)
+        self._check_rank(input_shape)
+        shape = super().compute_output_shape(input_shape)
+        return shape if self._combiner is None else shape[:-2] + shape[-1:]
 
     def compute_output_spec(self, inputs, weights=None):
         shape = self.compute_output_shape(inputs.shape)
-        return _keras.keras.KerasTensor(
+        return _compat.keras.KerasTensor(
             shape,
             dtype=self.compute_dtype,
-            ragged=self.combiner is None and getattr(inputs, "ragged", False),
+            ragged=self._combiner is None and getattr(inputs, "ragged", False),
         )
 
     def enable_lora(self, *args, **kwargs):
@@ -300,15 +333,15 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
 
     def get_config(self):
         config = super().get_config()
-        config["combiner"] = self.combiner
-        config["policy"] = _keras.serialize(self.policy, StalenessPolicy)
+        config["combiner"] = self._combiner
+        config["policy"] = _compat.serialize(self.policy, StalenessPolicy)
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
         # That of a `keras.layers.Embedding` has none.
-        config["policy"] = _keras.deserialize(config.get("policy", "default"))
+        config["policy"] = _compat.deserialize(config.get("policy", "default"))
         return super().from_config(config)
 
     def save_own_variables(self, store):
@@ -320,6 +353,13 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             super().save_own_variables(store)
 
     def load_own_variables(self, store):
+        if self.built and not store.keys():
+            raise ValueError(
+                f"The file has nothing for SlipstreamEmbedding '{self.name}'. Keras files layers "
+                "by class. If it is of a model with keras.layers.Embedding, load it into "
+                "`stock = slipstream.swap_out(model)` and copy: "
+                "`model.set_weights(stock.get_weights())`. See docs/migration.md."
+            )
         with _keras_hooks.loading():
             if self.built and len(self._shards) > 1:
                 sizes = [int(shard.shape[0]) for shard in self._shards]
@@ -339,10 +379,7 @@ class SlipstreamEmbedding(_keras.keras.layers.Embedding):
             _keras_hooks.settle(self._shards or [self._table()])
 
     def _table(self):
-        return _keras.tf_variable(self._keras_table())
-
-    def _keras_table(self):
-        return self._embeddings if _keras.IS_KERAS_3 else self.embeddings
+        return _compat.tf_variable(_compat.table_of(self))
 
 
 def _as_ids(inputs):

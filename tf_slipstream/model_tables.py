@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.engine import registry
 from tf_slipstream.optimizer import SlipstreamOptimizer
 
@@ -39,13 +39,13 @@ def tables_of(model_or_optimizer, user):
         ValueError: If no table is trained by a `SlipstreamOptimizer`.
     """
     optimizers = optimizers_of(model_or_optimizer)
-    is_model = isinstance(model_or_optimizer, _keras.keras.layers.Layer)
+    is_model = isinstance(model_or_optimizer, _compat.keras.layers.Layer)
     compiled = _within(getattr(model_or_optimizer, "optimizer", None))
     # Which variables any other trains is not known.
     if compiled is not None and not compiled.tables and model_or_optimizer.built:
         compiled.build(model_or_optimizer.trainable_variables)
     found = [optimizer.engine for optimizer in optimizers if optimizer.tables]
-    known = _keras.variables_of(model_or_optimizer) if is_model else ()
+    known = _compat.variables_of(model_or_optimizer) if is_model else ()
     for holder in registry.holders(_keras_hooks.tables_of(known)):
         if all(holder is not one for one in found):
             found.append(holder)

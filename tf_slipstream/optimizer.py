@@ -2,18 +2,18 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.engine.inner import Inner
 from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
 from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
 
-_keras.register_serializable(StalenessPolicy)
+_compat.register_serializable(StalenessPolicy)
 
 
-@_keras.register_serializable
-class SlipstreamOptimizer(_keras.WrappingOptimizer):
+@_compat.register_serializable
+class SlipstreamOptimizer(_compat.WrappingOptimizer):
     """Trains the tables of `SlipstreamEmbedding`s by sparse rules, all else by `inner`.
 
     A step reads and writes only the rows that it looked up, with the update rule, hyperparameters,
@@ -70,14 +70,14 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     """
 
     def __init__(self, inner, policy=None, table_optimizer=None, name="slipstream"):
-        inner = _keras.as_optimizer(inner)
+        inner = _compat.as_optimizer(inner)
         if table_optimizer is None or table_optimizer is inner:
             table_optimizer = None
             table_rule = Inner(inner)
         else:
-            table_optimizer = _keras.as_optimizer(table_optimizer)
+            table_optimizer = _compat.as_optimizer(table_optimizer)
             table_rule = Inner(table_optimizer, is_of_all=False)
-            _keras.check_dense_optimizer(inner)
+            _compat.check_dense_optimizer(inner)
         super().__init__(inner, name)
         _keras_hooks.install()
         self.policy = as_policy(policy)
@@ -89,10 +89,10 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         self._schema_version = SchemaVersion()
 
     def _build(self, variables):
-        strategy = self._distribution_strategy
+        strategy = _compat.strategy_of(self)
         if is_on_servers(strategy):
             check_tasks()
-            _keras.count_atomically(self.inner_optimizer.iterations)
+            _compat.count_atomically(self.inner_optimizer.iterations)
         tables = Tables(
             variables,
             self._table_rule,
@@ -121,7 +121,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
 
     def _apply_dense(self, dense, are_summed):
         if dense:
-            _keras.apply_to(self.inner_optimizer, *zip(*dense), are_summed)
+            _compat.apply_to(self.inner_optimizer, *zip(*dense), are_summed)
         else:
             self.inner_optimizer.iterations.assign_add(1)
 
@@ -227,14 +227,14 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
     def get_config(self):
         config = {
             "name": self.name,
-            "inner": _keras.serialize(self.inner_optimizer, _keras.keras.optimizers.Optimizer),
-            "policy": _keras.serialize(self.policy, StalenessPolicy),
+            "inner": _compat.serialize(self.inner_optimizer, _compat.keras.optimizers.Optimizer),
+            "policy": _compat.serialize(self.policy, StalenessPolicy),
             "worker_cache": [self.worker_cache.num_bytes, self.worker_cache.max_age],
             "wire_dtype": self.wire_dtype,
         }
         if self.table_optimizer is not None:
-            config["table_optimizer"] = _keras.serialize(
-                self.table_optimizer, _keras.keras.optimizers.Optimizer
+            config["table_optimizer"] = _compat.serialize(
+                self.table_optimizer, _compat.keras.optimizers.Optimizer
             )
         return config
 
@@ -243,7 +243,7 @@ class SlipstreamOptimizer(_keras.WrappingOptimizer):
         config = dict(config)
         cache, wire_dtype = config.pop("worker_cache", None), config.pop("wire_dtype", "float32")
         for argument in ("inner", "policy", "table_optimizer"):
-            config[argument] = _keras.deserialize(config.get(argument), custom_objects)
+            config[argument] = _compat.deserialize(config.get(argument), custom_objects)
         optimizer = cls(config.pop("inner"), **config)
         if cache is not None:
             optimizer.worker_cache = WorkerCache(*cache)

@@ -5,7 +5,8 @@ import numbers
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks, _keras_variables
+from tf_slipstream import _compat, _keras_hooks
+from tf_slipstream._compat import variables
 from tf_slipstream.embedding import SlipstreamEmbedding
 from tf_slipstream.engine import registry
 from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -56,16 +57,16 @@ def resize(layer, optimizer, input_dim):
     old, new = _rebuild(layer, int(input_dim))
     engine = optimizers[-1].engine
     if engine is None:
-        unused = [_keras.tf_variable(old)]
-        copy_rows(*unused, _keras.tf_variable(new))
+        unused = [_compat.tf_variable(old)]
+        copy_rows(*unused, _compat.tf_variable(new))
     else:
         before, after = engine.replace(old, new)
         pairs = list(zip(variables_of(before), variables_of(after), strict=True))
-        _keras_variables.replace_own(optimizers[-1], pairs)
+        variables.replace_own(optimizers[-1], pairs)
         unused = [before.table, *(variable for variable, _ in pairs)]
         _keras_hooks.watch(new)
     for one in optimizers:
-        _keras_variables.replace_trained(one, old, new)
+        variables.replace_trained(one, old, new)
     empty(unused)
     return layer
 
@@ -97,7 +98,7 @@ def _checked(layer, optimizer, input_dim):
 
 def _check_holders(layer, engine):
     name = f"SlipstreamEmbedding '{layer.name}'"
-    table = _keras.tf_variable(layer.embeddings)
+    table = _compat.tf_variable(layer.embeddings)
     is_spread = engine is not None and not engine.is_on_one_device
     if is_spread or layer._shards or isinstance(table, tf.distribute.DistributedValues):
         raise ValueError(
@@ -124,7 +125,7 @@ def _rebuild(layer, input_dim):
     old, old_dim = layer.embeddings, layer.input_dim
     layer.input_dim, layer.built = input_dim, False
     try:
-        with _keras_variables.rebuilding(layer, old):
+        with variables.rebuilding(layer, old):
             SlipstreamEmbedding.build(layer)
     except BaseException:
         layer.input_dim = old_dim
@@ -132,5 +133,5 @@ def _rebuild(layer, input_dim):
     finally:
         layer.built = True
     new = layer.embeddings
-    _keras_variables.replace_in_layer(layer, old, new)
+    variables.replace_in_layer(layer, old, new)
     return old, new

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, update_rules
+from tf_slipstream import _compat, update_rules
 from tf_slipstream.ops import StepSettings
 
 
-@_keras.register_serializable
-class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
+@_compat.register_serializable
+class RowWiseAdagrad(_compat.BaseOptimizer):
     """Adagrad with one accumulator per row: the mean of its squared gradients.
 
     `accumulator += mean(grad^2); row -= learning_rate * grad / (sqrt(accumulator) + epsilon)`
@@ -44,11 +44,7 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
                 "`initial_accumulator_value` must not be negative. "
                 f"Received: initial_accumulator_value={initial_accumulator_value}"
             )
-        if _keras.IS_KERAS_3:
-            super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        else:
-            super().__init__(name=name, **kwargs)
-            self._learning_rate = self._build_learning_rate(learning_rate)
+        super().__init__(learning_rate, name, **kwargs)
         self.initial_accumulator_value = initial_accumulator_value
         self.epsilon = epsilon
 
@@ -57,8 +53,7 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             return
         super().build(variables)
         self._accumulators = [self._add_accumulator(variable) for variable in variables]
-        if not _keras.IS_KERAS_3:
-            self._built = True
+        self.mark_built()
 
     def _add_accumulator(self, variable):
         shape = list(variable.shape)
@@ -66,15 +61,14 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
             shape[1:] = [1] * (len(shape) - 1)
         return self.add_variable(
             shape=shape,
-            initializer=_keras.keras.initializers.Constant(self.initial_accumulator_value),
+            initializer=_compat.keras.initializers.Constant(self.initial_accumulator_value),
             dtype=variable.dtype,
-            name="accumulator",
+            name=_compat.slot_name("accumulator", variable),
         )
 
     def update_step(self, gradient, variable, learning_rate=None):
         """Updates one variable; tf_keras passes no learning rate."""
-        index = self._trainable_variables_indices if _keras.IS_KERAS_3 else self._index_dict
-        accumulator = _keras.tf_variable(self._accumulators[index[self._var_key(variable)]])
+        accumulator = _compat.tf_variable(self._accumulators[self.place_of(variable)])
         rate = tf.cast(
             self.learning_rate if learning_rate is None else learning_rate, variable.dtype
         )
@@ -103,8 +97,6 @@ class RowWiseAdagrad(_keras.keras.optimizers.Optimizer):
 
     def get_config(self):
         config = super().get_config()
-        if not _keras.IS_KERAS_3:
-            config["learning_rate"] = self._serialize_hyperparameter(self._learning_rate)
         config["initial_accumulator_value"] = self.initial_accumulator_value
         config["epsilon"] = self.epsilon
         return config

@@ -1,5 +1,5 @@
 """Benchmarks choose their Keras themselves, so that once is enough."""
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
-collect_ignore_glob = [] if _keras.IS_KERAS_3 else ["test_*.py"]
+collect_ignore_glob = [] if _compat.IS_KERAS_3 else ["test_*.py"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.benchmarks import programs
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 import workload  # isort: skip (programs.py puts its folder on the path)
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 BENCH = pathlib.Path(__file__).parents[2] / "benchmarks" / "distribution" / "quality.py"
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the bench trains with Keras 3")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="the bench trains with Keras 3")
 def test_every_way_takes_the_same_steps(tmp_path):
     output = tmp_path / "quality.jsonl"
     options = ["--data", "synthetic", "--examples", 4096, "--test-examples", 2048, "--seeds", 0]

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from tests.benchmarks import programs
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 import runner  # isort: skip (programs.py puts its folder on the path)
 import workload  # isort: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import NUM_THREADS
-from tf_slipstream import StalenessPolicy, _keras
+from tf_slipstream import StalenessPolicy, _compat
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
@@ -122,7 +122,7 @@ def test_the_frontier_is_drawn(quality, tmp_path, monkeypatch):
     assert {path.suffix for path in tmp_path.glob("d_o_auc*")} == {".png", ".svg"}
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="the bench trains with Keras 3")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="the bench trains with Keras 3")
 def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, capsys):
     output = tmp_path / "quality.jsonl"
     policy = "min_updates=5,updates_per_sleep=1,window=2"

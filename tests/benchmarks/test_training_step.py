@@ -3,7 +3,7 @@
 import pytest
 
 from tests.benchmarks import programs
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 import runner  # isort: skip (programs.py puts its folder on the path)
 import training_workload  # isort: skip

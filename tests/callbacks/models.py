@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, StalenessPolicy, _keras
+from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, StalenessPolicy, _compat
 
-keras = _keras.keras
+keras = _compat.keras
 IDS = np.random.default_rng(0).integers(0, 10, (256, 2))
 LABELS = (IDS.sum(axis=1) % 2).astype(np.float32)
 

@@ -16,7 +16,7 @@ from tf_slipstream import (
     SlipstreamOptimizer,
     StalenessPolicy,
 )
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 # Callbacks, which Keras does not serialise either, have no config.
 BASES = (keras.layers.Layer, keras.optimizers.Optimizer)

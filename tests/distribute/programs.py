@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 import tf_slipstream as slipstream
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
-keras = _keras.keras
+keras = _compat.keras
 NUM_ROWS = 1000
 # Many rows sleep soon.
 SLEEPY = {"min_updates": 2, "window": 2, "updates_per_sleep": 1, "threshold": 1e9, "max_sleep": 8}
@@ -288,7 +288,7 @@ def changed_gradients(settings):
         error_of(lambda grad: tf.IndexedSlices(grad.values + 0, grad.indices), optimizer),
         error_of(lambda grad: grad, optimizer),
     ]
-    if _keras.IS_KERAS_3:
+    if _compat.IS_KERAS_3:
         scaling = keras.optimizers.LossScaleOptimizer(optimizer)
         with strategy.scope():
             scaling.build(layer.trainable_variables)
@@ -349,7 +349,7 @@ def fit(settings):
         "epochs": settings.get("epochs", 2),
         "steps_per_epoch": settings.get("steps", 50),
         # tf_keras takes no callbacks of batches on parameter servers.
-        "callbacks": [Telling(), *([Counting()] if _keras.IS_KERAS_3 else backups(settings))],
+        "callbacks": [Telling(), *([Counting()] if _compat.IS_KERAS_3 else backups(settings))],
         "validation_data": dataset(),
         "validation_steps": 10,
         "verbose": settings.get("verbose", 2),
@@ -360,7 +360,7 @@ def fit(settings):
         arguments["callbacks"] += watching
     if settings.get("no_validation"):
         del arguments["validation_data"], arguments["validation_steps"]
-    if _keras.IS_KERAS_3:
+    if _compat.IS_KERAS_3:
         trainer = slipstream.distribute.ParameterServerTrainer(
             model, strategy, settings.get("folder"), settings.get("every")
         )
@@ -400,7 +400,7 @@ def validation(settings):
             optimizer.build(model.trainable_variables)
         arguments = {"validation_data": held_out, "validation_steps": 4, "verbose": 0}
         arguments |= {"epochs": 2, "steps_per_epoch": settings["steps"]}
-        if _keras.IS_KERAS_3:
+        if _compat.IS_KERAS_3:
             trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
             history = trainer.fit(dataset, **arguments).history
             evaluated = trainer.evaluate(held_out, 4)
@@ -502,18 +502,18 @@ def train_alone(settings):
             logits = tf.reduce_sum(layer(ids), axis=[1, 2])
             losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
-        tables = [_keras.tf_variable(v) for v in layer.trainable_variables]
+        tables = [_compat.tf_variable(v) for v in layer.trainable_variables]
         optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
 
     alone, optimizer_alone = build()
-    _keras.tf_variable(alone.trainable_variables[0]).assign(initial)
+    _compat.tf_variable(alone.trainable_variables[0]).assign(initial)
     on_machine = tf.function(lambda ids, labels: step(alone, optimizer_alone, ids, labels))
     for ids, labels in batches:
         on_machine(tf.constant(ids), tf.constant(labels))
     # To connect to a cluster is to lose what was here before.
     stats_alone = vars(optimizer_alone.skip_stats()["item"])
     optimizer_alone.wake_all()
-    table_alone = _keras.tf_variable(alone.trainable_variables[0]).numpy()
+    table_alone = _compat.tf_variable(alone.trainable_variables[0]).numpy()
 
     strategy = connect(settings.get("partitioned"))
     with strategy.scope():

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.distribute import clusters, programs
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 PROGRAMS = pathlib.Path(programs.__file__)
 # A minute is the long form.
@@ -67,7 +67,7 @@ def test_skipped_rows_are_neither_held_nor_sent(cluster):
 
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
 def test_rows_and_gradients_travel_in_the_dtype_asked_for(cluster, wire_dtype):
-    partitioned = not _keras.IS_KERAS_3
+    partitioned = not _compat.IS_KERAS_3
     result = run(cluster, "wire", wire_dtype=wire_dtype, partitioned=partitioned)
     assert result["num_wrong_rows"] == result["num_wrong_updates"] == 0
     assert (result["num_rounded"] > 0) == (wire_dtype == "bfloat16")
@@ -81,15 +81,15 @@ def test_a_table_of_bfloat16_is_refused_with_what_to_do(cluster):
 
 
 def test_gradients_that_were_changed_are_refused(cluster):
-    result = run(cluster, "changed_gradients", partitioned=not _keras.IS_KERAS_3)
+    result = run(cluster, "changed_gradients", partitioned=not _compat.IS_KERAS_3)
     changed, unchanged, *scaled = result["said"]
     for said in (changed, *scaled):
         assert "The gradient of table 'item' was changed between the tape and the optimizer" in said
-    assert unchanged == "" and len(scaled) == _keras.IS_KERAS_3
+    assert unchanged == "" and len(scaled) == _compat.IS_KERAS_3
     assert result["table"] == 0
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a loop of its own")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras has a loop of its own")
 def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
     counts = run(cluster, "fit_shared", steps=200)["counts"]
     assert sum(counts) == 200 and max(counts) == 1
@@ -99,13 +99,13 @@ def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
 
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_fit_trains_counts_and_holds(cluster, partitioned):
-    if partitioned and _keras.IS_KERAS_3:
+    if partitioned and _compat.IS_KERAS_3:
         pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
     settings = {"policy": programs.SLEEPY, "partitioned": partitioned}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     history = result["history"]
     assert result["iterations"] == 100
-    if _keras.IS_KERAS_3:
+    if _compat.IS_KERAS_3:
         assert result["num_batches"] == 100
     assert set(history) == {f"{v}{m}" for v in ("", "val_") for m in ("loss", "accuracy", "auc")}
     # 0.89 to 0.95 in six runs: which steps the workers take side by side is chance.
@@ -120,7 +120,7 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert all("/job:ps/" in device for device in result["devices"])
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras has a `predict` of its own")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras has a `predict` of its own")
 def test_workers_predict_in_order_what_the_model_is_when_all_is_applied(cluster):
     result = run(cluster, "predicting", policy=programs.SLEEPY)
     training, after = result["found"]
@@ -174,7 +174,7 @@ def test_fit_without_built_optimizer_trains_all_the_same(cluster):
 
 
 def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
-    if not _keras.IS_KERAS_3:
+    if not _compat.IS_KERAS_3:
         pytest.skip("tf_keras has the strategy's partitioner")
     result = run(cluster, "large_table")
     assert result["shapes"] == [[60000, 8]] * 2
@@ -184,7 +184,7 @@ def test_keras_3_divides_a_large_table_and_draws_each_shard_anew(cluster):
     assert result["saves_whole_table"]
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
 def test_another_number_of_servers_takes_the_weights_and_refuses_the_checkpoint(
     cluster, forks, tmp_path
 ):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from tests.distribute import clusters, programs
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 PROGRAMS = pathlib.Path(programs.__file__)
 SECONDS = 120
@@ -70,7 +70,7 @@ def test_what_a_killed_worker_held_is_counted(cluster, start):
     assert result["steps"] <= result["iterations"] <= result["steps"] + 1
 
 
-@pytest.mark.skipif(not _keras.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
 @pytest.mark.parametrize("job", ["ps", "coordinator"])
 def test_a_restart_goes_on_from_the_last_checkpoint(cluster, start, tmp_path, job):
     settings = {"rule": "Adagrad", "policy": programs.SLEEPY, "folder": str(tmp_path), "every": 20}
@@ -90,7 +90,7 @@ def test_a_restart_goes_on_from_the_last_checkpoint(cluster, start, tmp_path, jo
     assert result["stats"]["num_lookups"] == result["iterations"] * 64 * 3
 
 
-@pytest.mark.skipif(_keras.IS_KERAS_3, reason="Keras 3's `fit` does not know parameter servers")
+@pytest.mark.skipif(_compat.IS_KERAS_3, reason="Keras 3's `fit` does not know parameter servers")
 @pytest.mark.parametrize("job", ["ps", "coordinator"])
 def test_fit_goes_on_from_tf_keras_backups(cluster, start, tmp_path, job):
     settings = {"rule": "Adagrad", "policy": programs.SLEEPY, "folder": str(tmp_path)}

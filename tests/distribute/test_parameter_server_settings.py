@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_slipstream as slipstream
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.distribute import CacheStats, ParameterServerTrainer, WorkerCache
 from tf_slipstream.engine.server_table import server_tables
 from tf_slipstream.state.stats import SkipStats, sum_stats
@@ -65,11 +65,13 @@ def test_the_hit_rate_is_of_distinct_rows():
 
 
 def test_the_trainer_is_for_keras_3_and_parameter_servers():
-    with pytest.raises(ValueError, match="ParameterServerStrategy" if _keras.IS_KERAS_3 else "fit"):
+    with pytest.raises(
+        ValueError, match="ParameterServerStrategy" if _compat.IS_KERAS_3 else "fit"
+    ):
         ParameterServerTrainer(None, tf.distribute.get_strategy())
 
 
 def test_without_servers_there_is_nothing_cached_to_count():
-    optimizer = slipstream.SlipstreamOptimizer(_keras.keras.optimizers.SGD(0.1))
+    optimizer = slipstream.SlipstreamOptimizer(_compat.keras.optimizers.SGD(0.1))
     assert optimizer.cache_stats() == {}
     optimizer.flush_workers()

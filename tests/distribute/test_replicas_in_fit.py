@@ -16,7 +16,7 @@ from tests.models import (
     train_steps,
 )
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 DATA = click_data(16 * 40, num_rows=20)
 HELD_OUT = click_data(64, num_rows=20, seed=1)

@@ -17,8 +17,8 @@ from tests.distribute.replicas import (
     strategy_of,
 )
 from tests.policy.training import policies
-from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _keras
-from tf_slipstream._keras import keras
+from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _compat
+from tf_slipstream._compat import keras
 from tf_slipstream.engine import tables as engine_tables
 
 DEFER = policies(threshold=1e9)
@@ -220,7 +220,7 @@ def test_a_custom_loop_may_build_the_optimizer_in_its_first_step():
         step(tf.constant([[1, 2, 2], [2, 3, 3]]))
     squares = 0.0
     for variable, start in zip(variables, before):
-        copies = strategy.experimental_local_results(_keras.tf_variable(variable))
+        copies = strategy.experimental_local_results(_compat.tf_variable(variable))
         first, second = (copy.numpy() for copy in copies)
         np.testing.assert_array_equal(first, second)
         assert (first != start).any()

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.models import embedding_of, random_table
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 NUM_ROWS, DIM, NUM_TAGS, NUM_DENSE = 1000, 5, 3, 4
 

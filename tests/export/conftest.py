@@ -8,7 +8,7 @@ import pytest
 from tests.export.click_models import NUM_ROWS, click_model, train
 from tests.export.processes import ServingProcess
 from tf_slipstream import export
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import tf_slipstream
 from tests.export.processes import run_cli
 from tests.models import click_data, click_model, embedding_of, fit, random_table
 from tf_slipstream import SlipstreamOptimizer, export
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 ROOT = pathlib.Path(__file__).parents[2]
 KERAS = "keras" if IS_KERAS_3 else "tf_keras"

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.models import NUM_IDS, click_model, embedding_of, random_table, sleepy
 from tf_slipstream import SlipstreamOptimizer, export
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 NUM_ROWS = 400
 NUM_DELTAS = 8

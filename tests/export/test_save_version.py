@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tests.export.click_models import DIM, NUM_DENSE, NUM_ROWS, NUM_TAGS, batch, click_model, train
 from tests.models import embedding_of, random_table
 from tf_slipstream import SlipstreamEmbedding, export
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 
 def example(**features):

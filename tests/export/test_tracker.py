@@ -10,7 +10,7 @@ from tests.delta.damage import header_of, sealed
 from tests.export.click_models import NUM_ROWS, click_model, train
 from tests.models import embedding_of, random_table, slices
 from tf_slipstream import SlipstreamOptimizer, export
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.delta.sealed_file import SealedFile
 
 DIM = 2

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tests.golden.packing import FOLDER, pack
 from tests.golden.training import make_model, state_of, train, weights_of
 from tf_slipstream import export
-from tf_slipstream._keras import IS_KERAS_3
+from tf_slipstream._compat import IS_KERAS_3
 
 KERAS = "keras3" if IS_KERAS_3 else "tf_keras"
 NUM_STEPS = 12

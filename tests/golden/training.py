@@ -3,7 +3,7 @@
 import numpy as np
 
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, StalenessPolicy
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 NUM_ROWS, DIM, NUM_IDS, BATCH = 8, 2, 2, 4
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.rounding import stochastically_rounded
 

@@ -12,7 +12,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 import tf_slipstream as slipstream
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 POLICY = slipstream.StalenessPolicy(
     min_updates=10, window=2, first_sleep=2, max_sleep=8, updates_per_sleep=5, threshold=2.0,

@@ -7,8 +7,8 @@ import tensorflow as tf
 from tests.models import click_data, click_model, embedding_of, fit, random_table
 from tests.policy.test_saving import train_some
 from tests.policy.training import inner_of, policies
-from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _keras
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _compat
+from tf_slipstream._compat import IS_KERAS_3, keras
 
 IDS = np.array([[0, 1, 2], [9, 8, 7], [3, 3, 4], [5, 6, 0]])
 
@@ -27,7 +27,7 @@ def held(model):
 
 def table_of(model):
     """Returns a copy of a model's table as it is, whatever is held."""
-    return np.array(_keras.tf_variable(model.layers[1].embeddings).numpy())
+    return np.array(_compat.tf_variable(model.layers[1].embeddings).numpy())
 
 
 def num_stale(model):
@@ -198,7 +198,7 @@ class TestForward:
         layer = embedding_of(random_table(), name="user")
         policy = policies(drift_metric="l2", threshold=1e30)
         optimizer = SlipstreamOptimizer(inner_of("sgd"), policy=policy)
-        table = _keras.tf_variable(layer.embeddings)
+        table = _compat.tf_variable(layer.embeddings)
         for _ in range(30):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(layer(tf.constant([0, 1, 2])) ** 2)

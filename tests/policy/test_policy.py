@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, StalenessPolicy
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.policy import DRIFT_METRICS
 
 INTEGERS = {

@@ -15,7 +15,7 @@ from tests.models import (
 )
 from tests.policy.training import RULES, Product, Stream, inner_of, policies
 from tf_slipstream import SlipstreamOptimizer
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 STREAM = Stream(num_steps=60, change_rate_at=45)
 POLICY = policies(

@@ -6,9 +6,9 @@ import pytest
 from tests.models import values_of
 from tests.policy.training import RULES, Product, Stream, policies
 from tests.reference import summed_rows
-from tf_slipstream import SlipstreamOptimizer, _keras
+from tf_slipstream import SlipstreamOptimizer, _compat
 
-keras = _keras.keras
+keras = _compat.keras
 
 # At rest whenever it is judged. Sleeps double with each judgement, that is every 2 updates.
 ALWAYS_AT_REST = {

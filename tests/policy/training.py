@@ -10,7 +10,7 @@ from tests.models import embedding_of
 from tests.ops.tables import RULE_CASES, RuleCase
 from tests.policy.reference import PolicyTable
 from tf_slipstream import RowWiseAdagrad, SlipstreamOptimizer, StalenessPolicy, update_rules
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 
 RULES = RULE_CASES | {
     # Where docs/policy.md divides by 1 - mu, the limit of that is meant.

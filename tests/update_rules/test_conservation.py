@@ -16,7 +16,7 @@ from tests import reference
 from tests.models import embedding_of
 from tests.ops import tables
 from tf_slipstream import SlipstreamOptimizer, update_rules
-from tf_slipstream._keras import IS_KERAS_3, keras
+from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.settle_rows import settle_rows
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.ops.tables import RULE_CASES
 from tests.reference import RULES as RULE_CLASSES
 from tf_slipstream import RowWiseAdagrad, update_rules
-from tf_slipstream._keras import keras
+from tf_slipstream._compat import keras
 from tf_slipstream.update_rules import Slot, rules_by_optimizer
 from tf_slipstream.update_rules.update_rule import geometric_sum, power
 

@@ -2,7 +2,7 @@
 
 import math
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 
 
 class BatchLosses:
@@ -69,7 +69,7 @@ class BatchLosses:
 
 def _is_running_mean(loss, model):
     # Keras's own step logs its metrics; on parameter servers these go on meanwhile.
-    if getattr(type(model), "train_step", None) is _keras.keras.Model.train_step:
+    if getattr(type(model), "train_step", None) is _compat.keras.Model.train_step:
         return True
     means = [metric.result() for metric in model.metrics if metric.name == "loss"]
     return any(math.isclose(float(mean), float(loss), rel_tol=1e-5) for mean in means)

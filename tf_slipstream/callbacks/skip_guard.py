@@ -6,7 +6,7 @@ import warnings
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.callbacks.batch_losses import BatchLosses
 from tf_slipstream.callbacks.loss_watch import LossWatch
 from tf_slipstream.model_tables import tables_of
@@ -19,7 +19,7 @@ _UP = {*"acc accuracy auc f1 hit hits map mrr ndcg precision r2 recall".split()}
 _DOWN = {*"crossentropy divergence error hinge logloss loss mae mape mse msle rmse".split()}
 
 
-class SkipGuard(_keras.keras.callbacks.Callback):
+class SkipGuard(_compat.keras.callbacks.Callback):
     """Wakes every row and tightens the policies when the model gets worse.
 
     It acts when

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.model_tables import tables_of
 
 
-class SkipHistory(_keras.keras.callbacks.Callback):
+class SkipHistory(_compat.keras.callbacks.Callback):
     """Records each table's `SkipStats` while a model trains.
 
     A record is a dict: `step`, and the fields of `SkipStats`, counted since training began. There

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.distribute.checkpoints import StepCheckpoints
 from tf_slipstream.engine.server_table import num_tasks
 
@@ -51,7 +51,7 @@ class ParameterServerTrainer:
     """
 
     def __init__(self, model, strategy, checkpoint_dir=None, checkpoint_every=None):
-        if not _keras.IS_KERAS_3:
+        if not _compat.IS_KERAS_3:
             raise ValueError("With tf_keras call `model.fit`: it works on parameter servers.")
         if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
             raise ValueError(f"`strategy` must be a ParameterServerStrategy, got {strategy!r}.")
@@ -105,10 +105,10 @@ class ParameterServerTrainer:
         with _explained():
             self._build(x)
             first_step = self._restore()
-            if isinstance(callbacks, _keras.keras.callbacks.CallbackList):
+            if isinstance(callbacks, _compat.keras.callbacks.CallbackList):
                 run = callbacks
             else:
-                run = _keras.keras.callbacks.CallbackList(
+                run = _compat.keras.callbacks.CallbackList(
                     callbacks,
                     add_history=True,
                     add_progbar=verbose != 0,
@@ -227,7 +227,7 @@ class ParameterServerTrainer:
                 metrics = list(self.model.metrics_variables)
                 # Keras's metrics read and assign, and steps of other workers would be lost.
                 mapping = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics]
-                with _keras.keras.StatelessScope(state_mapping=mapping) as scope:
+                with _compat.keras.StatelessScope(state_mapping=mapping) as scope:
                     do_step(data)
                 for variable in metrics:
                     variable.value.assign_add(scope.get_current_value(variable))
@@ -255,7 +255,7 @@ class ParameterServerTrainer:
         if self._checkpoints is None:
             variables = [*self.model.variables, *self.model.optimizer.variables]
             self._checkpoints = StepCheckpoints(
-                self._checkpoint_dir, [_keras.tf_variable(v) for v in variables]
+                self._checkpoint_dir, [_compat.tf_variable(v) for v in variables]
             )
         return self._checkpoints.restore()
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.ops.set_rows import mark_all_changed, set_rows
 
 
@@ -39,7 +39,7 @@ def constrain_table(constraint, state):
 
 def _is_row_by_row(constraint):
     # Not isinstance: a subclass may do something else.
-    kinds = _keras.keras.constraints
+    kinds = _compat.keras.constraints
     if type(constraint) is kinds.NonNeg:
         return True
     norms = (kinds.MaxNorm, kinds.MinMaxNorm, kinds.UnitNorm)

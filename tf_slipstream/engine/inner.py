@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _keras, update_rules
+from tf_slipstream import _compat, update_rules
 from tf_slipstream.ops import StepSettings
 from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
 
@@ -59,7 +59,8 @@ class Inner:
 
     def weight_decay_of(self, variable):
         decay = self.optimizer.weight_decay
-        return float(decay) if decay and self.optimizer._use_weight_decay(variable) else 0.0
+        is_used = decay and _compat.uses_weight_decay(self.optimizer, variable)
+        return float(decay) if is_used else 0.0
 
     def settings_of_step(self, iterations):
         """Returns the `StepSettings` of the step that follows so many, an int64 scalar tensor."""
@@ -73,12 +74,12 @@ class Inner:
     def _settings(self, iterations, step):
         delay = round(self.rule.mean_delay)
         rates = None
-        if delay and _keras.has_schedule(self.optimizer):
+        if delay and _compat.has_schedule(self.optimizer):
             steps = [tf.maximum(iterations + delay - back, 0) for back in (1, 0)]
-            rates = tuple(_keras.learning_rate_at(self.optimizer, step) for step in steps)
+            rates = tuple(_compat.learning_rate_at(self.optimizer, step) for step in steps)
         return StepSettings(
             step=step,
-            learning_rate=_keras.learning_rate_at(self.optimizer, iterations),
+            learning_rate=_compat.learning_rate_at(self.optimizer, iterations),
             tail_rates=rates,
             clip_value=self.clip_value,
         )
@@ -87,7 +88,7 @@ class Inner:
 def _rule_of(optimizer):
     """Returns the rule of a Keras optimizer, or None: none for another `update_step`."""
     makers = {
-        getattr(_keras.keras.optimizers, name, RowWiseAdagrad): make
+        getattr(_compat.keras.optimizers, name, RowWiseAdagrad): make
         for name, make in update_rules.rules_by_optimizer().items()
     }
     for base in type(optimizer).__mro__:
@@ -97,11 +98,11 @@ def _rule_of(optimizer):
 
 
 def _refusal(optimizer):
-    names = ", ".join(update_rules.rules_by_optimizer())
-    hint = _keras.legacy_hint(optimizer)
+    supported = update_rules.rules_by_optimizer()
+    names, hint = ", ".join(supported), _compat.legacy_hint(optimizer, supported)
     if type(optimizer).__name__.startswith("LossScaleOptimizer"):
         hint = " Put the LossScaleOptimizer around the SlipstreamOptimizer instead."
     return (
         f"SlipstreamOptimizer needs a sparse update rule for its inner optimizer, and has them for "
-        f"{names} of {_keras.keras.__name__}; got {optimizer!r}.{hint}"
+        f"{names} of {_compat.keras.__name__}; got {optimizer!r}.{hint}"
     )

@@ -5,7 +5,7 @@ import warnings
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream import _compat
 from tf_slipstream.engine import registry
 from tf_slipstream.engine.clipping import clip_scales
 from tf_slipstream.engine.constraints import constrain_rows, constrain_table
@@ -74,7 +74,7 @@ class Tables:
             self._way = OneDevice()
 
     def _add(self, variable, name, policy):
-        table = _keras.tf_variable(variable)
+        table = _compat.tf_variable(variable)
         if policy is not None and _library.native_ops(table.device) is None:
             warnings.warn(
                 f"Every row of table '{name}' stays live: its policy needs tf_slipstream's native "
@@ -98,7 +98,7 @@ class Tables:
                     dtype=dtype,
                     name=f"{name}_{suffix}",
                 )
-            return _keras.tf_variable(added)
+            return _compat.tf_variable(added)
 
         registry.add_holder(table, self)
         return new_table_state(
@@ -162,7 +162,7 @@ class Tables:
 
     def state_of(self, variable):
         """Returns the `TableState` of a variable; None where it is no table of these."""
-        return self._states.get(id(_keras.tf_variable(variable)))
+        return self._states.get(id(_compat.tf_variable(variable)))
 
     def replace(self, old, new):
         """Has a table of another number of rows take the place of one, with its rows and state.
@@ -174,7 +174,7 @@ class Tables:
         Returns:
             The `TableState`s of the two.
         """
-        before, table = self.state_of(old), _keras.tf_variable(new)
+        before, table = self.state_of(old), _compat.tf_variable(new)
         if num_entries_to_evict(before, int(table.shape[0])):
             self.settle()
         after = self._new_state(table, before.name, before.policy)
@@ -382,7 +382,7 @@ class Tables:
 
 def _spec_of(variable):
     """Returns the `TableSpec` of a variable of Keras or TensorFlow; None where it is no table."""
-    table = _keras.tf_variable(variable)
+    table = _compat.tf_variable(variable)
     spec = registry.table_spec(table) or registry.table_spec(variable)
     if spec is not None:
         registry.add_table(table, spec)
@@ -442,8 +442,8 @@ def _shard_name(spec, variable):
     shards = spec.shard_variables()
     if len(shards) < 2:
         return spec.name
-    table = _keras.tf_variable(variable)
-    place = [_keras.tf_variable(shard) is table for shard in shards].index(True)
+    table = _compat.tf_variable(variable)
+    place = [_compat.tf_variable(shard) is table for shard in shards].index(True)
     return f"{spec.name}_{place}"
 
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from tf_slipstream import _keras, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.delta.version_record import Tensor
 from tf_slipstream.engine import registry
 
@@ -19,7 +19,7 @@ def model_variables(model):
 
     What an optimizer holds for them is applied first.
     """
-    variables = {id(variable): variable for variable in map(_keras.tf_variable, model.variables)}
+    variables = {id(variable): variable for variable in map(_compat.tf_variable, model.variables)}
     _keras_hooks.settle(variables.values())
     return {
         f"{ATTRIBUTE}/{number}/.ATTRIBUTES/VARIABLE_VALUE": variable

@@ -9,7 +9,7 @@ import functools
 
 import tensorflow as tf
 
-from tf_slipstream import _keras
+from tf_slipstream._compat.which import IS_KERAS_3, chosen
 
 
 @contextlib.contextmanager
@@ -21,8 +21,8 @@ def rebuilding(layer, variable):
         variable: The old variable, of Keras or TensorFlow.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(tf.device(_keras.tf_variable(variable).device))
-        if _keras.IS_KERAS_3:
+        stack.enter_context(tf.device(chosen.tf_variable(variable).device))
+        if IS_KERAS_3:
             stack.enter_context(layer._open_name_scope())
             layer._tracker.unlock()
             stack.callback(layer._tracker.lock)
@@ -40,7 +40,7 @@ def replace_in_layer(layer, old, new):
         old: The old variable, of Keras or TensorFlow.
         new: The new one, with the same attribute of the layer.
     """
-    if _keras.IS_KERAS_3:
+    if IS_KERAS_3:
         names = ("_trainable_variables", "_non_trainable_variables")
         places = {name: _place(getattr(layer, name), old) for name in names}
         layer._untrack_variable(old)
@@ -68,7 +68,7 @@ def replace_trained(optimizer, old, new):
         new: What takes its place.
     """
     old_key, new_key = optimizer._var_key(old), optimizer._var_key(new)
-    name = "_trainable_variables_indices" if _keras.IS_KERAS_3 else "_index_dict"
+    name = "_trainable_variables_indices" if IS_KERAS_3 else "_index_dict"
     indices = getattr(optimizer, name, {})
     if old_key in indices:
         # A new dict, as in `_set_list`.
@@ -89,16 +89,16 @@ def replace_own(optimizer, pairs):
         optimizer: A Keras optimizer that has all of them.
         pairs: List of pairs of an old and a new `tf.Variable`.
     """
-    by_value = {id(_keras.tf_variable(variable)): variable for variable in optimizer._variables}
+    by_value = {id(chosen.tf_variable(variable)): variable for variable in optimizer._variables}
     new_ones = {id(old): by_value[id(new)] for old, new in pairs}
     moved = {id(new) for _, new in pairs}
     variables = []
     for variable in optimizer._variables:
-        value = id(_keras.tf_variable(variable))
+        value = id(chosen.tf_variable(variable))
         if value not in moved:
             variables.append(new_ones.get(value, variable))
     _set_list(optimizer, "_variables", variables)
-    if _keras.IS_KERAS_3:
+    if IS_KERAS_3:
         tracker = optimizer._tracker
         is_variable, _ = tracker.config["variables"]
         tracker.config["variables"] = (is_variable, optimizer._variables)

@@ -1,0 +1,122 @@
+"""Private names of tf_keras."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_slipstream._compat import IS_KERAS_3
+
+if IS_KERAS_3:
+    pytest.skip("these are of tf_keras", allow_module_level=True)
+
+import tf_keras as keras
+
+
+def variable(*shape, name=None):
+    return tf.Variable(tf.ones(shape), name=name)
+
+
+def test_trainable_weights_are_there_before_a_model_is_built():
+    """`_trainable_weights` and `_non_trainable_weights` of the layers of a model without any."""
+    shared = keras.layers.BatchNormalization()
+    shared.build([None, 3])
+
+    model = keras.Sequential([shared, keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="not yet"):
+        model.variables  # noqa: B018
+    assert shared in model.submodules
+    assert len(shared._trainable_weights) == len(shared._non_trainable_weights) == 2
+
+
+def test_build_learning_rate_makes_what_learning_rate_reads():
+    """`_build_learning_rate`, `_learning_rate` and `_serialize_hyperparameter`."""
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer._learning_rate = optimizer._build_learning_rate(0.25)
+    assert float(optimizer.learning_rate) == 0.25
+    optimizer.learning_rate = 0.125
+    assert float(optimizer._learning_rate) == 0.125
+    assert optimizer._serialize_hyperparameter(optimizer._learning_rate) == 0.125
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5)
+    optimizer = keras.optimizers.SGD(schedule)
+    assert optimizer._learning_rate is schedule
+    serialized = optimizer._serialize_hyperparameter(schedule)
+    assert serialized["config"] == schedule.get_config()
+
+
+def test_built_keeps_an_optimizer_from_building_again():
+    """`_built`: a subclass sets it at the end of `build`."""
+    optimizer, weight = keras.optimizers.Adam(), variable(2)
+    assert not getattr(optimizer, "_built", False)
+    optimizer.build([weight])
+    assert optimizer._built
+    num_variables = len(optimizer.variables)
+    optimizer.build([weight])
+    assert len(optimizer.variables) == num_variables
+
+
+def test_index_dict_has_the_place_of_each_variable():
+    """`_index_dict` and `_var_key`."""
+    weights = [variable(2, name="a"), variable(3, name="b")]
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(weights)
+    assert [optimizer._index_dict[optimizer._var_key(v)] for v in weights] == [0, 1]
+
+
+def test_iterations_is_among_the_variables_and_called_iteration():
+    """`_iterations`."""
+    optimizer = keras.optimizers.SGD()
+    optimizer.build([variable(2)])
+    assert optimizer._iterations is optimizer.iterations
+    assert any(v is optimizer._iterations for v in optimizer.variables)
+    assert optimizer._iterations.name == "iteration:0"
+
+
+def test_use_weight_decay_knows_what_is_excluded():
+    """`_use_weight_decay`."""
+    weights = [variable(2, name="a"), variable(3, name="b")]
+    optimizer = keras.optimizers.AdamW(0.5)
+    optimizer.exclude_from_weight_decay(var_list=weights[:1])
+    assert [optimizer._use_weight_decay(v) for v in weights] == [False, True]
+
+
+def test_distribution_strategy_is_that_of_the_constructor():
+    """`_distribution_strategy`."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        assert keras.optimizers.SGD()._distribution_strategy is strategy
+    assert keras.optimizers.SGD()._distribution_strategy is not strategy
+
+
+def test_is_legacy_optimizer_in_a_config_chooses_the_class():
+    """`is_legacy_optimizer`: without it a config is one of `keras.optimizers.legacy`."""
+    config = {"class_name": "SGD", "config": {"learning_rate": 0.5}}
+    assert isinstance(keras.optimizers.get(config), keras.optimizers.legacy.SGD)
+    config["config"]["is_legacy_optimizer"] = False
+    assert isinstance(keras.optimizers.get(config), keras.optimizers.SGD)
+
+
+def test_a_table_is_the_embeddings_attribute():
+    """`embeddings` is a plain attribute, which `add_weight` of the caller may set."""
+    layer = keras.layers.Embedding(3, 2)
+    layer.build(None)
+    layer.embeddings = layer.add_weight(
+        shape=(3, 2), initializer="ones", experimental_autocast=False
+    )
+    np.testing.assert_array_equal(layer(np.array([1])), np.ones([1, 2]))
+
+
+@pytest.mark.parametrize("make", [lambda: keras.layers.Embedding(3, 2), keras.optimizers.SGD])
+def test_trackable_children_is_asked_by_a_checkpoint_and_told_its_kind(make, tmp_path):
+    """`_trackable_children(save_type)`."""
+    made, asked = make(), []
+    made.build([variable(2)] if isinstance(made, keras.optimizers.Optimizer) else None)
+    children = made._trackable_children
+    object.__setattr__(
+        made,
+        "_trackable_children",
+        lambda save_type="checkpoint", **kwargs: (
+            asked.append(save_type) or children(save_type, **kwargs)
+        ),
+    )
+    tf.train.Checkpoint(made=made).write(str(tmp_path / "checkpoint"))
+    assert set(asked) == {"checkpoint"}

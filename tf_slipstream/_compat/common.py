@@ -1,0 +1,113 @@
+"""What is the same in both Kerases, or nearly."""
+
+import collections.abc
+
+import tensorflow as tf
+
+from tf_slipstream._compat.which import IS_KERAS_3, keras
+
+register_serializable = keras.saving.register_keras_serializable(package="tf_slipstream")
+
+
+def strategy_of(optimizer):
+    """Returns the strategy that an optimizer was made under, or None."""
+    return optimizer._distribution_strategy
+
+
+def uses_weight_decay(optimizer, variable):
+    """Whether an optimizer's weight decay is for this variable."""
+    return optimizer._use_weight_decay(variable)
+
+
+def as_optimizer(optimizer):
+    """Returns the Keras optimizer that an object, a name or a config stands for."""
+    if isinstance(optimizer, collections.abc.Mapping):
+        config = dict(optimizer.get("config") or {})
+        if config and not IS_KERAS_3:
+            # tf_keras takes a config that does not say so for one of `keras.optimizers.legacy`.
+            config.setdefault("is_legacy_optimizer", False)
+        return keras.optimizers.get({**optimizer, "config": config})
+    return keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer
+
+
+def check_dense_optimizer(optimizer):
+    """Checks the optimizer of all variables but the tables, where these have one of their own.
+
+    Raises:
+        ValueError: If it is no Keras optimizer, or counts steps otherwise than tables do.
+    """
+    is_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
+    is_wrapper = hasattr(optimizer, "inner_optimizer")
+    if not is_optimizer or is_wrapper or getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "With `table_optimizer`, `inner` must be a Keras optimizer without "
+            "`gradient_accumulation_steps`, and none around another; got "
+            f"{optimizer!r}.{legacy_hint(optimizer)}"
+        )
+
+
+def learning_rate_at(optimizer, iterations):
+    """Returns the learning rate of the step after so many, a float32 scalar tensor."""
+    rate = optimizer._learning_rate
+    if has_schedule(optimizer):
+        rate = rate(iterations)
+    elif callable(rate) and not isinstance(rate, tf.Variable) and not hasattr(rate, "assign"):
+        rate = rate()
+    return tf.cast(tf.convert_to_tensor(rate), tf.float32)
+
+
+def has_schedule(optimizer):
+    """Whether an optimizer's learning rate is a schedule."""
+    schedules = keras.optimizers.schedules
+    return isinstance(optimizer._learning_rate, schedules.LearningRateSchedule)
+
+
+def legacy_hint(optimizer, supported=None):
+    """Returns what to do about one of `keras.optimizers.legacy`; nothing for any other.
+
+    Args:
+        optimizer: Any object.
+        supported: Names of the optimizers that may stand in its place; None: any of Keras's.
+    """
+    module = type(optimizer).__module__
+    if ".legacy" not in module and "optimizer_v2" not in module:
+        return ""
+    name = type(optimizer).__name__
+    is_good = name in supported if supported else hasattr(keras.optimizers, name)
+    instead = f"keras.optimizers.{name}" if is_good else "one of the others"
+    return f" This is one of keras.optimizers.legacy, which are not supported: use {instead}."
+
+
+def makes_its_numbers(initializer):
+    """Whether it is an initializer of Keras's own that holds no values: it draws them, or fills."""
+    initializers = keras.initializers
+    kinds = ("RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling", "Zeros", "Ones")
+    is_keras_own = type(initializer).__module__.split(".")[0] == keras.__name__
+    return is_keras_own and isinstance(initializer, tuple(getattr(initializers, k) for k in kinds))
+
+
+def constant_value(initializer, shape):
+    """Returns the array of a `Constant` initializer that holds one of this shape; else None."""
+    value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None
+    is_array = hasattr(value, "shape") and tuple(value.shape) == tuple(shape)
+    return value if is_array else None
+
+
+def serialize(value, kind):
+    """Returns an object of a class as a config may hold it; any other value as it is."""
+    is_object = isinstance(value, kind)
+    return keras.saving.serialize_keras_object(value) if is_object else value
+
+
+def deserialize(config, custom_objects=None):
+    """Returns what `serialize` was given."""
+    # tf_keras wraps the dicts of a config.
+    if not isinstance(config, collections.abc.Mapping):
+        return config
+    # While tf_keras reads an .h5 file its own function looks at `class_name` alone.
+    registered = keras.saving.get_registered_object(config.get("registered_name"), custom_objects)
+    if registered is not None:
+        return registered.from_config(config["config"])
+    if config.get("module") == "keras.optimizers":
+        return as_optimizer(config)
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
