@@ -132,7 +132,7 @@ def make_step(name, num_rows, dim, popular, grads, args):
 def policy_of(name, args):
     if name == "none":
         return None
-    longest = {"updates_per_sleep": 1, "refresh_every": 0, "popular_share": 1.0}
+    longest = {"updates_per_sleep": 1, "refresh_every": 0, "popular_share": 1.0, "min_drift": 0.0}
     if name == "deferred":
         # Judged to be at rest always, and so asleep for a period after each update.
         period = {"first_sleep": args.period, "max_sleep": args.period, "threshold": 1e30}

@@ -20,7 +20,7 @@ class StalenessPolicy:
     `"defer"` a sleep also ends when it has held its batches.
 
     With `on_stale="defer"` the gradients of a sleeping row are summed and applied in one update
-    when it wakes, as one batch that is so many times larger (docs/policy.md has each rule's
+    when it wakes, as one batch that is so many times larger (docs/rare_rows.md has each rule's
     equation); a popular row is then updated once in as many batches as its sleep is long. With
     `"skip"` they are never read; a row that wakes is updated `probe` times before it is judged
     again.
@@ -52,7 +52,7 @@ class StalenessPolicy:
         max_sleep: Longest sleep, in its batches; at least 1.
         updates_per_sleep: A row with `n` updates so far sleeps at most `n / updates_per_sleep`
             batches: the longer it has trained, the less an update changes. At least 1. Where the
-            model learns fast, 400 is the careful choice: it saves far less (docs/policy.md).
+            model learns fast, 400 is the careful choice: it saves far less.
         max_age: Longest sleep in steps, whatever the row's batches; at least 1.
         skip_below: With `"defer"`, a row whose drift is at most this is skipped until it wakes,
             instead of deferred. 0: never.
@@ -121,7 +121,7 @@ class StalenessPolicy:
 
     @classmethod
     def conservative(cls, **changes):
-        """The default; docs/policy.md has what it saved and cost."""
+        """The default; docs/policy_evidence.md has what it saved and cost."""
         return cls(**changes)
 
     @classmethod

@@ -145,6 +145,7 @@ def build(args):
             min_updates=1 << 30,
             window=2,
             threshold=1e30,
+            min_drift=0.0,
             first_sleep=PERIOD,
             max_sleep=PERIOD,
             updates_per_sleep=1,

@@ -22,6 +22,7 @@ STALE = {
     "max_sleep": 8,
     "window": 2,
     "threshold": 1e9,
+    "min_drift": 0.0,
     "refresh_every": 0,
 }
 

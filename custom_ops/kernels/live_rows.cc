@@ -228,7 +228,7 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
       row.state = states.row_states[row.id];
       if (row.state < 0) {
         const int64_t entry = -1 - static_cast<int64_t>(row.state);
-        if (entry >= states.num_entries || states.entries[entry].row != row.id) {
+        if (entry >= states.num_entries || !IsOf(states.entries[entry], row.id)) {
           note(BadLookup::kState, row);
           continue;
         }

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
       row.state = view.pool.row_states[row.id];
       if (row.state < 0) {
         const int64_t entry = -1 - static_cast<int64_t>(row.state);
-        if (entry >= num_entries || view.pool.entries[entry].row != row.id) {
+        if (entry >= num_entries || !IsOf(view.pool.entries[entry], row.id)) {
           atomicMin(&view.fault->bad_row, PackFault(view.index, row.first_lookup, true));
           row.sum = kNotRead;
         } else {

@@ -71,12 +71,17 @@ struct Staleness {
   float* path(int64_t entry) const { return held(entry) + 2 * dim; }
 };
 
-// Whether an entry is that of a row which has it. One that was not restored with its table is not
+// Whether a row's state may point to this entry. One that was not restored with its table is not
 // followed anywhere.
+SLIPSTREAM_INLINE bool IsOf(const PoolEntry& entry, int64_t row) {
+  return entry.row == row && entry.held_steps >= 0;
+}
+
+// Whether an entry is that of a row which has it.
 SLIPSTREAM_INLINE bool IsWhole(const Staleness& staleness, int64_t index, int64_t num_rows) {
   const PoolEntry& entry = staleness.entries[index];
   return static_cast<uint64_t>(entry.row) < static_cast<uint64_t>(num_rows) &&
-         staleness.row_states[entry.row] == -1 - index && entry.held_steps >= 0;
+         staleness.row_states[entry.row] == -1 - index && IsOf(entry, entry.row);
 }
 // The first entry in use that is not; -1: there is none.
 int64_t CheckPool(const Staleness& staleness, int64_t num_rows);
@@ -153,9 +158,9 @@ void Measure(const Staleness& staleness, int64_t entry, const float* row, const 
 // |sum of n steps|^2 over the sum of their squares, where a step has the correlation b^i with the
 // i-th before it and they are noise otherwise.
 SLIPSTREAM_HOST_DEVICE inline double NoiseCoherence(int64_t num_steps, double b) {
-  double sum = 1, power = 1;
-  for (int64_t i = 1; i < num_steps; ++i) {
-    power *= b;
+  double sum = 1, power = b;
+  // What is less than half of the last bit of 1 changes nothing.
+  for (int64_t i = 1; i < num_steps && power > 1e-17; ++i, power *= b) {
     sum += 2 * (1 - static_cast<double>(i) / num_steps) * power;
   }
   return sum;
@@ -249,7 +254,8 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
   const bool was_woken = entry->live_step < state.woken_at;
   // Batches in the cycle. Those of a skipped sleep are not counted; it was made for a period.
   const bool is_counted = policy.skips || !slept || !entry->is_skipped;
-  const int64_t k = is_counted ? entry->held_steps + 1 : entry->period;
+  // At least 1, whatever was restored.
+  const int64_t k = std::max<int64_t>(1, is_counted ? entry->held_steps + 1 : entry->period);
   ++entry->num_updates;
   entry->live_step = step;
   entry->held_steps = 0;

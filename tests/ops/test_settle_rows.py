@@ -334,6 +334,27 @@ def test_a_pool_that_was_not_restored_whole_is_refused_and_nothing_changes(how, 
         tables.assert_same_bits(tables.arrays_of(state), arrays)
 
 
+def test_a_step_refuses_an_entry_that_holds_less_than_nothing():
+    state = sleeping_state("items")
+    entry_with(state, 3, held_steps=-1)
+    before = tables.arrays_of(state)
+    one = tables.slices([WAKING], np.ones([1, 3], np.float32))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="state of row .* makes no sense"):
+        apply_rows(SGD, [state], [one], tables.settings(STEP, 0.125))
+    tables.assert_same_bits(tables.arrays_of(state), before)
+
+
+@pytest.mark.parametrize(
+    "columns", [{"period": 0, "is_skipped": 1}, {"window_updates": 2**40}, {"period": -(2**62)}]
+)
+def test_whatever_an_entry_says_a_step_ends(columns):
+    state = sleeping_state("items")
+    entry_with(state, 3, **columns)
+    one = tables.slices([WAKING], np.ones([1, 3], np.float32))
+    apply_rows(SGD, [state], [one], tables.settings(STEP, 0.125))
+    assert np.isfinite(state.table.numpy()).all()
+
+
 @pytest.mark.parametrize("num_entries", [6, -1, np.nan])
 def test_a_pool_with_more_entries_than_it_has_is_refused(num_entries):
     state = sleeping_state("items")

@@ -44,7 +44,7 @@ def product_of(policy, name="sgd", num_rows=1):
 
 
 class TestSchedule:
-    """Steps worked out by hand from docs/policy.md; `test_reference.py` has the first two too."""
+    """Steps worked out by hand from the page; `test_reference.py` has the first two too."""
 
     def test_deferring_doubles_the_period_up_to_the_limit(self):
         product = product_of(always_at_rest())

@@ -1,15 +1,16 @@
 """The columns of what a table carries, by name. `custom_ops/kernels/schema.h` is the same in C++.
 
 This list is the one that counts: the native library says its own when it loads, and is refused
-where it differs; docs/policy.md is checked against it. Whoever adds a column or changes what one
-means raises `VERSION` here and in C++, and says in `docs/` what becomes of older checkpoints.
+where it differs; docs/policy_reference.md is checked against it. Whoever adds a column or changes
+what one means raises `VERSION` here and in C++, and says in `docs/` what becomes of older
+checkpoints.
 """
 
 from tf_slipstream.policy import StalenessPolicy
 
 VERSION = 2
 
-# An entry of the pool of popular rows, int64 each: docs/policy.md.
+# An entry of the pool of popular rows, int64 each: docs/policy_reference.md.
 POOL_INTS = (
     "row",
     "wake_step",
@@ -21,7 +22,7 @@ POOL_INTS = (
     "is_skipped",
 )
 
-# A table's policy state, float64 each: docs/policy.md.
+# A table's policy state, float64 each: docs/policy_reference.md.
 POLICY_STATE = (
     "num_entries",
     "num_sleeping",
