@@ -281,3 +281,7 @@ def test_a_field_of_a_policy_is_four_edits_in_three_files():
     assert sorted(re.findall(r"`([\w/]+\.\w+)` \|$", table, re.M)) == sorted(
         path for path, count in named.items() for _ in range(count)
     )
+
+
+def test_the_optimizer_is_a_surface():
+    assert len(MODULES[f"{PACKAGE}.optimizer"].read_text().splitlines()) < 250

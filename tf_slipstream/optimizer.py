@@ -31,10 +31,8 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
     itself; docs/engine.md has a layer that does it.
 
     If an id is outside its table, or a summed gradient is NaN or infinite, the step fails with the
-    table's name before any variable has changed. To leave such a batch out, put Keras's
-    `LossScaleOptimizer(slipstream_optimizer, initial_scale=1.0)` around it, which does no step
-    where a gradient is not finite; `TerminateOnNaN` then sees the loss. `iterations` of Keras 3
-    lacks the batches left out, which counts them; tf_keras's has them. Not on parameter servers.
+    table's name before any variable has changed. `LossScaleOptimizer(optimizer, initial_scale=1.0)`
+    around it leaves such a batch out; Keras 3's `iterations` then lacks it. Not on servers.
 
     Args:
         inner: A Keras `SGD`, `Adagrad`, `Adam`, `AdamW`, `RMSprop` or `Ftrl`, or `RowWiseAdagrad`;

@@ -1,4 +1,7 @@
-"""How far long work has come, on stderr."""
+"""How far long work has come, on stderr.
+
+Not `tqdm`, which a serving host would need for this one line.
+"""
 
 import sys
 import time
