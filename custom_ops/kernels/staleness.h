@@ -264,7 +264,7 @@ SLIPSTREAM_HOST_DEVICE int64_t AfterUpdate(const PolicySettings& policy, const P
   const int64_t period = entry->period;
   const int64_t limit = SleepLimit(policy, state, *entry);
   bool is_judged = entry->window_updates >= num_judged;
-  if (!is_judged && period > 1 && policy.metric() == DriftMetric::kCoherence &&
+  if (!is_judged && !policy.skips && policy.metric() == DriftMetric::kCoherence && period > 1 &&
       2 * entry->window_updates >= policy.window) {
     // It swings farther with each update.
     is_judged = Swings(policy, Drift(policy, *entry, cycle, *path, rows), *path);

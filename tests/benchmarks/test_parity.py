@@ -7,7 +7,8 @@ import pytest
 
 from tests.benchmarks.programs import run
 
-CARDINALITIES = (20_000, 10_000, 2_000, 100)
+CARDINALITIES = (5_000, 5_000, 5_000, 5_000)
+OPTIMIZERS = ("adam", "rmsprop_momentum")
 SEEDS = (0, 1, 2)
 
 
@@ -16,8 +17,8 @@ def output(tmp_path_factory):
     """The lines of a short run under two rules with moments."""
     folder = tmp_path_factory.mktemp("parity")
     output = folder / "parity.jsonl"
-    options = ["--data", "long_tail", "--examples", 65_536, "--test-examples", 65_536]
-    options += ["--cardinalities", *CARDINALITIES, "--optimizer", "adam", "momentum"]
+    options = ["--data", "long_tail", "--examples", 131_072, "--test-examples", 50_000]
+    options += ["--cardinalities", *CARDINALITIES, "--optimizer", *OPTIMIZERS]
     options += ["--configurations", "stock", "dense", "none", "default", "--seeds", *SEEDS]
     options += ["--epochs", 1, "--output", output]
     run("parity.py", folder, *options)
@@ -28,29 +29,27 @@ def output(tmp_path_factory):
     return output
 
 
-def changes(output, optimizer, name, reference, measure):
-    """Returns by how much a configuration is worse than a reference, by seed."""
+def loss_of_auc(output, optimizer, name, reference):
+    """Returns by how much less AUC a configuration has than a reference, the mean over seeds."""
     values = {}
     for line in map(json.loads, output.read_text().splitlines()):
         if line["settings"]["optimizer"] == optimizer:
-            place = (line["name"], line["settings"]["seed"])
-            values[place] = line["result"][measure]
+            values[line["name"], line["settings"]["seed"]] = line["result"]["auc"]
     assert len(values) == 4 * len(SEEDS)
-    sign = -1 if measure == "auc" else 1
-    return np.array([sign * (values[name, s] - values[reference, s]) for s in SEEDS])
+    return np.mean([values[reference, seed] - values[name, seed] for seed in SEEDS])
 
 
-@pytest.mark.parametrize("measure", ["auc", "log_loss"])
 @pytest.mark.parametrize("name", ["none", "default"])
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_a_model_is_as_good_as_that_of_stock_keras(output, optimizer, name, measure):
-    # Rules that let moments decay without moving the row lose more than 0.02 here. Pairs differ by
-    # 0.003, since Keras 3 moves a row that repeats in a batch once for each of its gradients.
-    assert np.mean(changes(output, optimizer, name, "stock", measure)) < 0.006
-    assert np.mean(changes(output, optimizer, name, "dense", measure)) < 0.004
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_model_is_as_good_as_that_of_stock_keras(output, optimizer, name):
+    # The rule of commit 6454eae, whose moments decayed and did not move the row, lost 0.0058 and
+    # 0.0063 against `dense` here. Keras 3 moves a row that repeats in a batch once for each of its
+    # gradients, so pairs with `stock` differ by more.
+    assert loss_of_auc(output, optimizer, name, "dense") < 0.003
+    assert loss_of_auc(output, optimizer, name, "stock") < 0.004
 
 
 def test_the_table_has_a_line_for_each_optimizer(output, tmp_path):
     table = run("parity.py", tmp_path, "--summary", "--output", output).splitlines()
-    assert [line.split(" | ")[2] for line in table[2:]] == ["adam", "momentum"]
+    assert [line.split(" | ")[2] for line in table[2:]] == [*OPTIMIZERS]
     assert all(" | 3 | 0." in line and "±" in line for line in table[2:])
