@@ -332,6 +332,14 @@ def fit(settings):
         def on_epoch_end(self, epoch, logs=None):
             print(f"epoch {epoch} done {int(self.model.optimizer.iterations.numpy())}", flush=True)
 
+    class UntilReplaced(keras.callbacks.Callback):
+        """Ends training once another process has taken a worker's place."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            worker_id = int(worker_counts(self.model.optimizer)[settings["until_replaced"], -1])
+            self.first_id = worker_id if epoch == 0 else self.first_id
+            self.model.stop_training = worker_id != self.first_id
+
     class Counting(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             num_batches.append(batch)
@@ -358,6 +366,8 @@ def fit(settings):
     if settings.get("watched"):
         watching = [slipstream.SkipGuard("val_auc", loss_interval=10), slipstream.SkipHistory(20)]
         arguments["callbacks"] += watching
+    if "until_replaced" in settings:
+        arguments["callbacks"] += [UntilReplaced()]
     if settings.get("no_validation"):
         del arguments["validation_data"], arguments["validation_steps"]
     if _compat.IS_KERAS_3:
