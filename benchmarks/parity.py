@@ -2,7 +2,8 @@
 
     python benchmarks/parity.py --data-dir FOLDER               # the whole table; hours
     python benchmarks/parity.py --data long_tail --optimizer adam --seeds 0 1
-    python benchmarks/parity.py --tune --data-dir FOLDER        # how the rates were chosen
+    python benchmarks/parity.py --tune --configurations stock   # how the rates were chosen
+    python benchmarks/parity.py --rates 0.03 0.06 --optimizer adagrad    # at other rates
     python benchmarks/parity.py --summary
 
 `stock` is keras.layers.Embedding with Keras's own optimizer. Keras 3 does not sum the gradients of
@@ -47,7 +48,8 @@ def arguments():
     add("--cardinalities", nargs="+", type=int, help="of the synthetic log")
     add("--threads", type=int, default=1, help="that compute")
     add("--part", default="0/1", help="I/N: every N-th run from the I-th on")
-    add("--tune", action="store_true", help="try rates of `stock` on a part of the training data")
+    add("--rates", nargs="+", type=float, help="in place of those of quality/rates.py")
+    add("--tune", action="store_true", help="try rates on a part of the training data")
     add("--output", default=os.path.join("results", "parity.jsonl"))
     add("--summary", action="store_true", help="print the table of --output and run nothing")
     return parser.parse_args()
@@ -74,10 +76,10 @@ def plan(args):
     all_epochs = [1] if args.tune else args.epochs
     for data, epochs, optimizer in itertools.product(args.data, all_epochs, args.optimizer):
         rates = CANDIDATES[data][optimizer] if args.tune else [RATES[data][optimizer]]
-        names = ["stock"] if args.tune else args.configurations
+        rates = args.rates or rates
         seeds = [TUNING_SEED] if args.tune else args.seeds
         is_synthetic = data == "long_tail"
-        for seed, name, rate in itertools.product(seeds, names, rates):
+        for seed, name, rate in itertools.product(seeds, args.configurations, rates):
             configuration = configurations.parse(name)
             yield (
                 configuration,
@@ -99,25 +101,25 @@ def plan(args):
 
 
 def best_rates(lines):
-    """Returns the best rates, as `quality/rates.py` has them."""
+    """Returns each configuration's best rates, as `quality/rates.py` has those of `stock`."""
     tried = {}
     for line in lines:
         settings, result = line["settings"], line["result"]
         if settings["tuning"] and "failed" not in result:
             measure = MEASURES[settings["data"]]
             loss = -result[measure] if measure == "auc" else result[measure]
-            place = (settings["data"], settings["optimizer"])
+            place = (line["name"], settings["data"], settings["optimizer"])
             tried.setdefault(place, []).append((loss, settings["learning_rate"]))
     rates = {}
-    for (data, optimizer), losses in tried.items():
-        rates.setdefault(data, {})[optimizer] = min(losses)[1]
+    for (name, data, optimizer), losses in tried.items():
+        rates.setdefault(name, {}).setdefault(data, {})[optimizer] = min(losses)[1]
     return json.dumps(rates, indent=2)
 
 
 def summary(lines):
     """Returns the table of changes against `stock`, in Markdown."""
     lines = [line for line in lines if not line["settings"]["tuning"]]
-    heads = ["data", "epochs", "optimizer", "seeds", "stock AUC", "log loss"]
+    heads = ["data", "epochs", "optimizer, rate", "seeds", "stock AUC", "log loss"]
     heads += [f"`{name}`" for name in CONFIGURATIONS[1:]]
     rows = [heads, ["---"] * len(heads)]
     for configured in results.jobs(lines).values():
@@ -128,7 +130,8 @@ def summary(lines):
             continue
         stock = compared["stock"]
         settings = next(iter(next(iter(configured.values())).values()))["settings"]
-        row = [settings["data"], str(settings["epochs"]), settings["optimizer"]]
+        row = [settings["data"], str(settings["epochs"])]
+        row.append(f"{settings['optimizer']}, {settings['learning_rate']:g}")
         row += [str(stock.num_seeds), f"{stock.values['auc']:.4f}"]
         row.append(f"{stock.values['log_loss']:.4f}")
         rows.append([*row, *(_cell(compared.get(name)) for name in CONFIGURATIONS[1:])])
