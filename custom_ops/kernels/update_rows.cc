@@ -78,12 +78,39 @@ SLIPSTREAM_INLINE void RoundRow(uint32_t key, int64_t dim, float* __restrict row
   }
 }
 
+template <typename Rule>
+SLIPSTREAM_INLINE Rule RuleOf(const StepSettings& settings) {
+  return Rule(settings);
+}
+
+// With the powers of its betas, which take as long to compute as a row of 16 takes to update.
+constexpr uint32_t kNumDecays = 1024;
+struct AdamDecays {
+  double beta_1 = -1, beta_2 = -1;
+  bool amsgrad = false;
+  Adam::Decay decays[kNumDecays];
+};
+template <>
+__attribute__((noinline)) Adam RuleOf<Adam>(const StepSettings& settings) {
+  static thread_local AdamDecays known;
+  Adam rule(settings);
+  if (known.beta_1 != rule.beta_1 || known.beta_2 != rule.beta_2 || known.amsgrad != rule.amsgrad) {
+    for (uint32_t n = 0; n < kNumDecays; ++n) known.decays[n] = rule.DecayOf(n);
+    known.beta_1 = rule.beta_1;
+    known.beta_2 = rule.beta_2;
+    known.amsgrad = rule.amsgrad;
+  }
+  rule.decays = known.decays;
+  rule.num_decays = kNumDecays;
+  return rule;
+}
+
 // scratch [kScratchRows dim]
 constexpr int64_t kScratchRows = 4;
 template <typename Rule>
 SLIPSTREAM_INLINE void Update(const Table& table, const LiveRow* rows, int64_t num_rows,
                               const StepSettings& settings, float* scratch, UpdateResult* result) {
-  const Rule rule(settings);
+  const Rule rule = RuleOf<Rule>(settings);
   const int64_t dim = table.dim;
   const float decay = static_cast<float>(settings.weight_decay);
   const float learning_rate = static_cast<float>(settings.learning_rate);

@@ -300,22 +300,30 @@ struct Adam {
   struct Movement {
     float rate = 0, ratio = 1;
   };
+  // What so many steps without a gradient make of m, of v and of the root.
+  struct Decay {
+    float m, v, root;
+  };
+  SLIPSTREAM_INLINE Decay DecayOf(uint32_t num_missed) const {
+    if (num_missed < num_decays) return decays[num_missed];
+    const double power_2 = IntegerPower(beta_2, num_missed);
+    return {static_cast<float>(IntegerPower(beta_1, num_missed)), static_cast<float>(power_2),
+            amsgrad ? 1 : static_cast<float>(std::sqrt(power_2))};
+  }
   // How a row gets to the step before this one, from its m and v at its last touch, which then
-  // decay by `powers`.
-  SLIPSTREAM_INLINE Movement Adjustment(const Touch& touch, float (&powers)[2]) const {
-    const double power_1 = IntegerPower(beta_1, touch.num_missed);
-    const double power_2 = IntegerPower(beta_2, touch.num_missed);
-    powers[0] = static_cast<float>(power_1);
-    powers[1] = static_cast<float>(power_2);
+  // decay as `decay` says.
+  SLIPSTREAM_INLINE Movement Adjustment(const Touch& touch, Decay* decay) const {
+    *decay = DecayOf(touch.num_missed);
     if (touch.is_first || beta_1 == 0) return {};
-    const double root_power = amsgrad ? 1 : std::sqrt(power_2);
     if (touch.was_spent) {
       // Of a tail that is gone there is nothing to take back.
-      if (powers[0] < 1e-7f) return {};
-      return {taken_back * powers[0], ratio * static_cast<float>(root_power)};
+      if (decay->m < 1e-7f) return {};
+      return {taken_back * decay->m, ratio * decay->root};
     }
+    const double power_1 = IntegerPower(beta_1, touch.num_missed);
     if (power_1 == 0) return CatchUp(touch.num_missed, 0, 0);
-    return CatchUp(touch.num_missed, power_1, power_1 / root_power);
+    const double power_2 = IntegerPower(beta_2, touch.num_missed);
+    return CatchUp(touch.num_missed, power_1, power_1 / (amsgrad ? 1 : std::sqrt(power_2)));
   }
   // What the missed steps would have moved. power_1: beta_1 to their number; power_r: the same of
   // m / root.
@@ -353,12 +361,12 @@ struct Adam {
   // none in registers.
   SLIPSTREAM_INLINE void Adjust(RowState r, int64_t dim, const Touch& touch,
                                 bool moves = true) const {
-    float powers[2];
-    const Movement by = Adjustment(touch, powers);
+    Decay decay;
+    const Movement by = Adjustment(touch, &decay);
     if (moves && amsgrad) Move<true>(by, r, dim);
     if (moves && !amsgrad) Move<false>(by, r, dim);
-    Scale(r.slots[0], dim, powers[0]);
-    Scale(r.slots[1], dim, powers[1]);
+    Scale(r.slots[0], dim, decay.m);
+    Scale(r.slots[1], dim, decay.v);
   }
   SLIPSTREAM_INLINE void Update(RowState r, const float* __restrict grad, int64_t dim, uint32_t k,
                                 bool spends) const {
@@ -409,6 +417,9 @@ struct Adam {
   double unit, last_tail = 0;
   float alpha, ratio = 1;
   float spent = 0, spent_ratio = 1, taken_back = 0;
+  // DecayOf of 0, 1, ..., where somebody has them ready.
+  const Decay* decays = nullptr;
+  uint32_t num_decays = 0;
 };
 
 struct RmsProp {
