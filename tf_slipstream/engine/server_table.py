@@ -7,6 +7,8 @@ import weakref
 
 import tensorflow as tf
 
+from tf_slipstream.engine import registry
+from tf_slipstream.engine.padding import without_padding
 from tf_slipstream.ops._library import needed_native_ops
 from tf_slipstream.ops._tables import NO_POOLS
 from tf_slipstream.ops.row_cache import RowCache, pull_rows, push_rows, sum_gradients
@@ -169,6 +171,7 @@ class ServerTable:
 
     def __init__(self, states, name, capacity, max_age, clip_value, wire_dtype):
         self.states, self.name, self._wire_dtype = states, name, wire_dtype
+        self._has_padding = registry.table_spec(states[0].table).has_padding
         starts = itertools.accumulate((state.num_rows for state in states), initial=0)
         self.cache = RowCache(
             name=f"{next(_number)}/{name}",
@@ -243,6 +246,8 @@ class ServerTable:
         is_one = len(noted) == 1
         counts = noted[0].counts if is_one else tf.unique_with_counts(ids).count
         distinct, sums = sum_gradients(self.cache, ids, values)
+        if self._has_padding:
+            sums, distinct, counts = without_padding(sums, distinct, counts)
         stored = [wait for one in noted for wait in one.stored]
         return SummedGradient(distinct, sums, counts, stored)
 

@@ -11,6 +11,7 @@ from tf_slipstream.engine.clipping import clip_scales
 from tf_slipstream.engine.constraints import constrain_rows, constrain_table
 from tf_slipstream.engine.grouping import groups
 from tf_slipstream.engine.one_device import OneDevice
+from tf_slipstream.engine.padding import without_padding
 from tf_slipstream.engine.replicas import Replicas
 from tf_slipstream.engine.server_table import is_on_servers, num_tasks
 from tf_slipstream.engine.servers import Servers
@@ -393,6 +394,8 @@ def _as_slices(grad, state, loss_scale):
     if not isinstance(grad, tf.IndexedSlices):
         # A regularizer's gradient, say: every row has one.
         grad = tf.IndexedSlices(grad, tf.range(state.num_rows, dtype=tf.int64))
+    elif registry.table_spec(state.table).has_padding:
+        grad = tf.IndexedSlices(*without_padding(grad.values, grad.indices))
     values = tf.cast(grad.values, tf.float32)
     if loss_scale:
         values /= loss_scale
