@@ -31,8 +31,8 @@ from tf_slipstream.state.table import (
     set_policy_state,
 )
 
-# In a counter that is never negative and that every saved state has.
-_NOT_LOADED = -1
+# A counter that is never negative and that every saved state has.
+_LOADED_COLUMN = "num_refused_steps"
 
 
 class Tables:
@@ -317,18 +317,21 @@ class Tables:
         """Prepares `end_load`, before weights are read from a file.
 
         Args:
-            tables: `tf.Variable`s, those of others among them, which are settled.
+            tables: `tf.Variable`s, those of others among them.
         """
-        for state in self._states_of(tables):
-            set_counter(state, "num_refused_steps", _NOT_LOADED)
-
-    def end_load(self, tables):
-        """Forgets, as `forget`, but for tables whose state was read with them, in whatever way."""
         states = self._states_of(tables)
         for state, counters in zip(states, counters_of(states)):
-            if counters["num_refused_steps"] == _NOT_LOADED:
-                set_counter(state, "num_refused_steps", 0)
-                self.forget(state.table)
+            if counters[_LOADED_COLUMN] >= 0:
+                set_counter(state, _LOADED_COLUMN, _not_loaded(counters[_LOADED_COLUMN]))
+
+    def end_load(self, tables):
+        """Returns those of the tables whose state here was not read, in whatever way."""
+        states, left = self._states_of(tables), []
+        for state, counters in zip(states, counters_of(states)):
+            if counters[_LOADED_COLUMN] < 0:
+                set_counter(state, _LOADED_COLUMN, _not_loaded(counters[_LOADED_COLUMN]))
+                left.append(state.table)
+        return left
 
     def _states_of(self, tables):
         states = (self._states.get(id(table)) for table in tables)
@@ -379,6 +382,11 @@ class Tables:
     def cache_stats(self):
         """Returns `CacheStats` by the name of a table; none but on parameter servers."""
         return self._way.cache_stats() if self.is_on_servers else {}
+
+
+def _not_loaded(number):
+    """Returns what stands for a number >= 0 while state is read, and the number for that."""
+    return -1 - number
 
 
 def _spec_of(variable):

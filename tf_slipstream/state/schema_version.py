@@ -10,6 +10,8 @@ from tf_slipstream.state import schema
 
 # Beside an optimizer's variables in a file of Keras's, which are "0", "1", ...
 _KEY = "slipstream_schema_version"
+# In TensorFlow's checkpoints, the objects that are in it, serialised.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class SchemaVersion(tf.train.experimental.PythonState):
@@ -20,6 +22,29 @@ class SchemaVersion(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value):
         check_version(int(string_value))
+
+
+def check_checkpoint(path, objects):
+    """Checks that a checkpoint says its version, if it has state of tables.
+
+    Args:
+        path: The checkpoint's. What is no checkpoint passes: whoever reads it says so.
+        objects: What it is read into. Without a `SchemaVersion` among them nothing is checked.
+
+    Raises:
+        ValueError: If it has none. A version that it has is checked when it is read.
+    """
+    if not any(isinstance(one, SchemaVersion) for one in objects):
+        return
+    try:
+        reader = tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, ValueError):
+        return
+    if reader.has_tensor(_OBJECT_GRAPH):
+        # It has the names of objects and variables, of which only tables' state has these.
+        graph = reader.get_tensor(_OBJECT_GRAPH)
+        if b"_changed_rows" in graph and b"_schema_version" not in graph:
+            check_version(1)
 
 
 def write_version(store):
