@@ -85,6 +85,15 @@ __device__ void MarkChanged(uint32_t* changed_rows, int64_t id) {
   if ((*static_cast<volatile uint32_t*>(word) & bit) == 0) atomicOr(word, bit);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    MarkWords(const uint32_t* words, int64_t num_words, bool clear, uint32_t* changed_rows) {
+  const int64_t num_threads = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_words;
+       i += num_threads) {
+    changed_rows[i] = clear ? changed_rows[i] & ~words[i] : changed_rows[i] | words[i];
+  }
+}
+
 // This lane's elements from d on of a row of the table.
 template <int kVector>
 __device__ void LoadRow(const Table& table, int64_t id, int64_t d, float (&values)[kVector]) {
@@ -699,6 +708,13 @@ Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& 
     using Rule = std::remove_pointer_t<decltype(type)>;
     return Settle<Rule>(tables, inputs, wake, workspace, report, stream);
   });
+}
+
+Error MarkRows(const uint32_t* words, int64_t num_words, bool clear, uint32_t* changed_rows,
+               CUstream_st* stream) {
+  if (num_words == 0) return cudaSuccess;
+  return Launch(MarkWords, NumBlocks(num_words), kThreads, stream, words, num_words, clear,
+                changed_rows);
 }
 
 #define SLIPSTREAM_INSTANTIATE(Index)                                             \
