@@ -64,7 +64,7 @@ class Tables:
             if spec is None:
                 self.dense_variables.append(variable)
                 continue
-            name = _name_unlike(names, _shard_name(spec, variable))
+            name = _unused_name(_shard_name(spec, variable), names)
             names.add(name)
             self._add(variable, name, policy if spec.policy == "default" else spec.policy)
         if is_on_servers(strategy):
@@ -142,7 +142,7 @@ class Tables:
         found, names = {}, {}
         for place, state in self._states.items():
             spec = registry.table_spec(state.table)
-            name = names.setdefault(id(spec), _name_unlike(found, spec.name))
+            name = names.setdefault(id(spec), _unused_name(spec.name, found))
             found.setdefault(name, []).append((self._variables[place], state))
         return found
 
@@ -458,10 +458,10 @@ def _shard_name(spec, variable):
     return f"{spec.name}_{place}"
 
 
-def _name_unlike(names, name):
-    """Returns `name`, with a number where it is one of `names`.
+def _unused_name(name, used):
+    """Returns `name`, with a number behind it where it is one of `used`.
 
     Two models may share an optimizer, and each may have a layer of that name.
     """
     numbered = (f"{name}_{number}" for number in itertools.count(1))
-    return next(one for one in itertools.chain([name], numbered) if one not in names)
+    return next(one for one in itertools.chain([name], numbered) if one not in used)
