@@ -335,3 +335,6 @@ def test_a_saved_model_has_no_version_of_ours(tmp_path):
     reader = tf.train.load_checkpoint(str(tmp_path / "m" / "variables" / "variables"))
     assert not [name for name in reader.get_variable_to_shape_map() if "_schema_version" in name]
     tf.saved_model.load(tmp_path / "m")
+    other = make_model("adam", table=random_table(seed=9))
+    tf.train.Checkpoint(other).restore(str(tmp_path / "m")).expect_partial()
+    assert_all_equal(other.get_weights(), model.get_weights())

@@ -3,6 +3,8 @@
 Without it the columns of another release would be taken for those of this one.
 """
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -27,6 +29,8 @@ class SchemaVersion(tf.train.experimental.PythonState):
 def check_checkpoint(path, objects):
     """Checks that a checkpoint says its version, if it has state of tables.
 
+    A SavedModel has no version, so that nothing of ours is in what is served; it is not checked.
+
     Args:
         path: The checkpoint's. What is no checkpoint passes: whoever reads it says so.
         objects: What it is read into. Without a `SchemaVersion` among them nothing is checked.
@@ -35,6 +39,9 @@ def check_checkpoint(path, objects):
         ValueError: If it has none. A version that it has is checked when it is read.
     """
     if not any(isinstance(one, SchemaVersion) for one in objects):
+        return
+    folder = os.path.dirname(os.path.dirname(path))
+    if tf.io.gfile.exists(os.path.join(folder, "saved_model.pb")):
         return
     try:
         reader = tf.train.load_checkpoint(path)
