@@ -1,6 +1,7 @@
 """What is validated, evaluated, saved and served is one model: what is held is applied before."""
 
 import functools
+import tempfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.models import (
     random_table,
     sleepy,
     train_steps,
+    values_of,
 )
 from tf_slipstream import SlipstreamOptimizer
 from tf_slipstream._compat import IS_KERAS_3, keras
@@ -312,6 +314,20 @@ def _assign(model, table):
     model.layers[1].embeddings.assign(table)
 
 
+def _checkpoint(model, table):
+    """Reads a checkpoint of a model that was not compiled."""
+    other = click_model(embedding_of(table, name="user"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(other).write(f"{folder}/weights")
+        tf.train.Checkpoint(model).read(path)
+
+
+def _checkpoint_of_the_table(model, table):
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(rows=tf.Variable(table)).save(f"{folder}/rows")
+        tf.train.Checkpoint(rows=model.layers[1].embeddings).restore(path)
+
+
 def _load_function(path, model):
     if IS_KERAS_3:
         keras.saving.load_weights(model, path)
@@ -323,6 +339,8 @@ OVERWRITE = {
     "set_weights": _set_weights_of_model,
     "set_weights of the layer": _set_weights_of_layer,
     "assign": _assign,
+    "checkpoint": _checkpoint,
+    "checkpoint of the table": _checkpoint_of_the_table,
 }
 
 
@@ -383,6 +401,31 @@ class TestOverwriting:
         for one in (model, other):
             train_steps(one, DATA, num_steps, num_steps + 20)
         assert_all_equal(other.get_weights(), model.get_weights())
+
+    @every_rule
+    def test_a_checkpoint_of_all_goes_on_as_if_never_stopped(self, rule, tmp_path):
+        model, num_steps = asleep_and_held(rule)
+        path = tf.train.Checkpoint(model).write(tmp_path / "all")
+        other, _ = asleep_and_held(rule)
+        train_steps(other, DATA, 100, 110)
+        tf.train.Checkpoint(other).read(path).assert_consumed()
+        assert num_held(other.optimizer) == num_held(model.optimizer) > 0
+        for one in (model, other):
+            train_steps(one, DATA, num_steps, num_steps + 20)
+        assert_all_equal(other.get_weights(), model.get_weights())
+
+    @pytest.mark.parametrize("is_there", [True, False], ids=["of others", "missing"])
+    def test_a_checkpoint_without_the_table_changes_nothing(self, is_there, tmp_path):
+        model, _ = asleep_and_held("adam")
+        before = values_of([*model.variables, *model.optimizer.variables])
+        path = tf.train.Checkpoint(model=tf.Variable(1.0)).write(tmp_path / "other")
+        checkpoint = tf.train.Checkpoint(model=model)
+        if is_there:
+            checkpoint.read(path).expect_partial()
+        else:
+            with pytest.raises(tf.errors.NotFoundError):
+                checkpoint.read(tmp_path / "none")
+        assert_all_equal(values_of([*model.variables, *model.optimizer.variables]), before)
 
     def test_the_best_weights_of_early_stopping_are_restored_exactly(self):
         model = make("adam", "defer")

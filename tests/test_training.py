@@ -444,6 +444,14 @@ class TestSkippedBatches:
         assert int(model.optimizer.inner_optimizer.iterations) == 3
         assert_all_equal(model.get_weights(), expected.get_weights())
 
+    def test_statistics_tell_how_many_were_left_out(self):
+        ids, labels = click_data()
+        labels[self.BAD] = np.nan
+        model = self.model()
+        fit(model, (ids, labels))
+        ours = model.optimizer.inner_optimizer
+        assert 4 - ours.skip_stats()["user"].num_lookups / (16 * NUM_IDS) == 1
+
     def test_terminate_on_nan_ends_training(self):
         ids, labels = click_data()
         labels[self.BAD] = np.nan

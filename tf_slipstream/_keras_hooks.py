@@ -2,17 +2,20 @@
 
 What is validated, saved and served must be one model: what is held of its tables, and what a rule
 still owes them, is applied before anybody reads them; and ends when somebody else writes them.
-Keras has no call for that, so methods of its classes are wrapped, once in a process.
+Keras has no call for that, so methods of its classes are wrapped, once in a process; and so is
+TensorFlow's that reads checkpoints.
 """
 
 import contextlib
 import functools
+import os
 import threading
 
 import tensorflow as tf
 
 from tf_slipstream import _compat
 from tf_slipstream.engine import registry
+from tf_slipstream.state.schema_version import check_checkpoint
 
 _here = threading.local()
 
@@ -62,6 +65,8 @@ def install():
         _wrap(module, "save_model", before=_settle_model)
     if _compat.IS_KERAS_3:
         _wrap(keras.saving, "load_weights", around=_loading_weights)
+    # `restore` calls it.
+    _wrap(tf.train.Checkpoint, "read", around=_reading_checkpoint)
 
 
 def _wrap(place, name, before=None, after=None, around=None):
@@ -75,7 +80,8 @@ def _wrap(place, name, before=None, after=None, around=None):
     def wrapped(model, *args, **kwargs):
         if before is not None:
             before(model)
-        with contextlib.nullcontext() if around is None else around(model):
+        is_plain = around is None
+        with contextlib.nullcontext() if is_plain else around(model, *args, **kwargs):
             result = function(model, *args, **kwargs)
         if after is not None:
             after(model)
@@ -97,7 +103,7 @@ def _settle_archive(archive):
 
 
 @contextlib.contextmanager
-def _loading_weights(model):
+def _loading_weights(model, *args, **kwargs):
     """Ends what is held of the tables, but for optimizers that are loaded with them."""
     tables = tables_of(_compat.variables_of(model))
     settle(tables, wake=True)
@@ -109,7 +115,56 @@ def _loading_weights(model):
             yield
     finally:
         for holder in holders:
-            holder.end_load(tables)
+            for table in holder.end_load(tables):
+                holder.forget(table)
+
+
+@contextlib.contextmanager
+def _reading_checkpoint(checkpoint, save_path, options=None):
+    """Does the same for a `tf.train.Checkpoint`. Where reading it fails, nothing is ended.
+
+    Nothing is settled before, so that a checkpoint that is refused changes nothing.
+    """
+    if save_path is None or not tf.executing_eagerly():
+        yield
+        return
+    path = os.fspath(save_path)
+    objects = tf.train.TrackableView(checkpoint).descendants()
+    check_checkpoint(path, objects)
+    tables = tables_of(objects)
+    holders = registry.holders(tables)
+    for holder in holders:
+        holder.begin_load(tables)
+    try:
+        with loading():
+            yield
+    finally:
+        left = [(holder, holder.end_load(tables)) for holder in holders]
+    for holder, tables in left:
+        if tables:
+            _end_held_of_read(path, holder, tables)
+
+
+def _end_held_of_read(path, holder, tables):
+    """Ends what a holder holds of tables that were read from a checkpoint without it.
+
+    Args:
+        path: The checkpoint's.
+        holder: Of the registry.
+        tables: `tf.Variable`s, those among them that the checkpoint may not have.
+    """
+    # No table was read where the file has nothing of its shape.
+    shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map().values()
+    read = [table for table in tables if table.shape.as_list() in shapes]
+    if not read:
+        return
+    # What is held goes to the new values, and away with them.
+    values = [table.read_value() for table in read]
+    holder.settle(wake=True)
+    for table, value in zip(read, values):
+        with loading():
+            table.assign(value)
+        holder.forget(table)
 
 
 @contextlib.contextmanager

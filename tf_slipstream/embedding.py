@@ -144,7 +144,10 @@ class SlipstreamEmbedding(_compat.keras.layers.Embedding):
             tables = [_compat.add_table(self, **arguments)]
             self._shard_variables = ()
         self._spec = registry.TableSpec(
-            self.name, self.policy, tuple(map(weakref.ref, self._shard_variables))
+            self.name,
+            self.policy,
+            tuple(map(weakref.ref, self._shard_variables)),
+            has_padding=self.mask_zero,
         )
         for table in tables:
             registry.add_table(table, self._spec)

@@ -136,10 +136,10 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
     def settle(self):
         """Applies all gradients that are held, and what rows are behind by that missed steps.
 
-        The model is then what it would be if every step had reached every row; rows that sleep
-        sleep on. `fit` does so before each validation, and so do `evaluate`, `predict`, saving and
-        exporting. Call it in a loop of your own before you read the model's weights; eagerly,
-        outside of a strategy's replicas, and under `MultiWorkerMirroredStrategy` on every worker.
+        The model is then as if every step had reached every row; rows that sleep sleep on. `fit`,
+        `evaluate`, saving and exporting do so by themselves. In a loop of your own call it before
+        you read weights or write a table by other methods of its `tf.Variable` than `assign`;
+        eagerly, outside of replicas, and under `MultiWorkerMirroredStrategy` on every worker.
         """
         if self._tables is not None:
             self._tables().settle()

@@ -39,11 +39,11 @@ struct Fault {
 inline constexpr unsigned long long kNoFault = ~0ull;
 
 // What a step knows of a table, in device memory.
-//   begun  the policy's state, which the table gets at the end if nothing is bad
+//   next_policy  the policy's state, which the table gets at the end if nothing is bad
 //   rule   the update rule, made for this step
 struct TableState {
   StepSettings settings;
-  PolicyState begun;
+  PolicyState next_policy;
   unsigned long long sleeping_change;  // modulo 2^64
   unsigned long long num_stale[4];  // skipped lookups, deferred ones, skipped rows, deferred ones
   int32_t num_found;
@@ -116,7 +116,7 @@ __device__ inline unsigned long long PackFault(int64_t table, int64_t place, boo
 
 // Checks, with all threads of the grid, the entries of a table's pool.
 __device__ inline void CheckEntries(const View& view) {
-  const int64_t num_entries = static_cast<int64_t>(view.state->begun.num_entries);
+  const int64_t num_entries = static_cast<int64_t>(view.state->next_policy.num_entries);
   const int64_t num_threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; e < num_entries;
        e += num_threads) {

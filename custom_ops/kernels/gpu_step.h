@@ -109,6 +109,12 @@ Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& 
                    const StepInputs& inputs, bool wake, void* workspace, Report* report,
                    CUstream_st* stream);
 
+// Sets bits of `changed_rows`, see Table, or clears them.
+//   words        [num_words], the bits
+//   changed_rows [num_words]
+Error MarkRows(const uint32_t* words, int64_t num_words, bool clear, uint32_t* changed_rows,
+               CUstream_st* stream);
+
 // Finds the rows that are not skipped, which CopySlices then copies in order of first appearance.
 // Of a TableStep it uses what Lookups has, and the pool.
 //   num_slices [num_tables], in device memory, overwritten: how many there are in each table

@@ -116,8 +116,8 @@ __device__ int64_t EndOf(const View& view, const int32_t* starts, int64_t r) {
 __global__ void __launch_bounds__(kThreads)
     Classify(View view, const int32_t* starts, const uint32_t* keys, const int32_t* positions) {
   const TableState& state = *view.state;
-  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
-  const int64_t woken_at = static_cast<int64_t>(state.begun.woken_at);
+  const int64_t num_entries = static_cast<int64_t>(state.next_policy.num_entries);
+  const int64_t woken_at = static_cast<int64_t>(state.next_policy.woken_at);
   unsigned long long num_stale[4] = {};  // as TableState's
   const int64_t num_threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; r < state.num_found;
@@ -335,7 +335,7 @@ __global__ void BeginFind(View view, const int64_t* step) {
   state.is_refresh = false;
   state.settings.step = *step;
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
-  if (view.pool.row_states != nullptr) state.begun = *view.pool.state;
+  if (view.pool.row_states != nullptr) state.next_policy = *view.pool.state;
 }
 
 // Marks the first lookups of rows that are not skipped.

@@ -47,13 +47,13 @@ __global__ void BeginTable(View view, StepInputs inputs, const float* grad_scale
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
   state.is_refresh = false;
   if (view.pool.row_states == nullptr) return;
-  state.begun = *view.pool.state;
+  state.next_policy = *view.pool.state;
   if (settles) {
     state.is_refresh = true;
-    if (wake) state.begun.woken_at = settings.step;
+    if (wake) state.next_policy.woken_at = settings.step;
   } else {
     state.is_refresh =
-        BeginStep(view.pool.policy, settings.step, settings.learning_rate, &state.begun);
+        BeginStep(view.pool.policy, settings.step, settings.learning_rate, &state.next_policy);
   }
 }
 
@@ -83,6 +83,15 @@ __device__ void MarkChanged(uint32_t* changed_rows, int64_t id) {
   uint32_t* word = changed_rows + id / 32;
   const uint32_t bit = uint32_t{1} << (id % 32);
   if ((*static_cast<volatile uint32_t*>(word) & bit) == 0) atomicOr(word, bit);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    MarkWords(const uint32_t* words, int64_t num_words, bool clear, uint32_t* changed_rows) {
+  const int64_t num_threads = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_words;
+       i += num_threads) {
+    changed_rows[i] = clear ? changed_rows[i] & ~words[i] : changed_rows[i] | words[i];
+  }
 }
 
 // This lane's elements from d on of a row of the table.
@@ -332,7 +341,7 @@ __device__ void UpdatePopularRow(const Group& group, const View& view, const Rul
   if (grad != nullptr) {
     const RowPair<Group> rows(group, view.table, entry.row, memory.snapshot);
     sleeping_change =
-        AfterUpdate(policy, state.begun, index, state.settings.step, rows, &entry, &path);
+        AfterUpdate(policy, state.next_policy, index, state.settings.step, rows, &entry, &path);
   } else {
     AfterFlush(state.settings.step, &entry);
   }
@@ -368,7 +377,7 @@ __global__ void __launch_bounds__(kThreads) UpdatePopular(View view) {
   const auto group = Group<1, 32>::Own();
   const TableState& state = *view.state;
   const Rule& rule = RuleOf<Rule>(state);
-  const int64_t woken_at = static_cast<int64_t>(state.begun.woken_at);
+  const int64_t woken_at = static_cast<int64_t>(state.next_policy.woken_at);
   for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
     const FoundRow row = view.rows[r];
     if (row.sum == kNotRead || row.state >= 0) continue;
@@ -386,7 +395,7 @@ __global__ void __launch_bounds__(kThreads) UpdatePopular(View view) {
 // How many of the marked rows can have no new entry.
 __device__ int64_t NumWanted(const View& view) {
   const int64_t last = view.num_lookups - 1;
-  const int64_t num_entries = static_cast<int64_t>(view.state->begun.num_entries);
+  const int64_t num_entries = static_cast<int64_t>(view.state->next_policy.num_entries);
   return view.places[last] + view.marks[last] - (view.pool.capacity - num_entries);
 }
 
@@ -394,10 +403,10 @@ __device__ int64_t NumWanted(const View& view) {
 // warp.
 __global__ void FindIdle(View view) {
   TableState& state = *view.state;
-  if (IsFaulty(*view.fault) || NumWanted(view) <= 0 || state.begun.num_entries == 0) return;
+  if (IsFaulty(*view.fault) || NumWanted(view) <= 0 || state.next_policy.num_entries == 0) return;
   const int lane = threadIdx.x;
-  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
-  const int64_t hand = FirstIdle(state.begun), num_wanted = NumWanted(view);
+  const int64_t num_entries = static_cast<int64_t>(state.next_policy.num_entries);
+  const int64_t hand = FirstIdle(state.next_policy), num_wanted = NumWanted(view);
   const int64_t window = kIdleWindow < num_entries ? kIdleWindow : num_entries;
   int64_t num_idle = 0;
   for (int64_t first = 0; first < window; first += 32) {
@@ -413,7 +422,7 @@ __global__ void FindIdle(View view) {
   }
   if (lane != 0) return;
   state.num_idle = static_cast<int32_t>(num_idle < num_wanted ? num_idle : num_wanted);
-  state.begun.hand = static_cast<double>((hand + kIdleWindow) % num_entries);
+  state.next_policy.hand = static_cast<double>((hand + kIdleWindow) % num_entries);
 }
 
 // Applies what is held of the rows that lose their entries.
@@ -439,7 +448,7 @@ __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
   const auto group = Group<1, 32>::Own();
   const TableState& state = *view.state;
   const int64_t dim = view.table.dim;
-  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
+  const int64_t num_entries = static_cast<int64_t>(state.next_policy.num_entries);
   for (int64_t r = group.Index(); r < state.num_found; r += group.Number()) {
     const FoundRow row = view.rows[r];
     if (row.sum == kNotRead || row.state < 0 || view.marks[row.first_lookup] == 0) continue;
@@ -468,10 +477,10 @@ __global__ void __launch_bounds__(kThreads) PromoteRows(View view) {
 __global__ void CountPromoted(View view) {
   if (IsFaulty(*view.fault)) return;
   const int64_t last = view.num_lookups - 1;
-  PolicyState& begun = view.state->begun;
-  const double num_entries = begun.num_entries + view.places[last] + view.marks[last];
+  PolicyState& policy = view.state->next_policy;
+  const double num_entries = policy.num_entries + view.places[last] + view.marks[last];
   const double capacity = static_cast<double>(view.pool.capacity);
-  begun.num_entries = num_entries < capacity ? num_entries : capacity;
+  policy.num_entries = num_entries < capacity ? num_entries : capacity;
 }
 
 // In a refresh, or where a table is settled: applies all that is held, and wakes every row or lets
@@ -482,7 +491,7 @@ __global__ void __launch_bounds__(kThreads) FlushHeld(View view, bool wake) {
   if (IsFaulty(*view.fault) || !state.is_refresh) return;
   const auto group = Group<1, 32>::Own();
   const Rule& rule = RuleOf<Rule>(state);
-  const int64_t num_entries = static_cast<int64_t>(state.begun.num_entries);
+  const int64_t num_entries = static_cast<int64_t>(state.next_policy.num_entries);
   for (int64_t e = group.Index(); e < num_entries; e += group.Number()) {
     PoolEntry* entry = view.pool.entries + e;
     const bool has_held = entry->held_steps > 0;
@@ -555,8 +564,9 @@ __global__ void EndSettle(View view, int64_t* counters, Report* report) {
   }
   if (view.pool.row_states == nullptr) return;
   TableState& state = *view.state;
-  state.begun.num_sleeping += static_cast<double>(static_cast<int64_t>(state.sleeping_change));
-  *view.pool.state = state.begun;
+  state.next_policy.num_sleeping +=
+      static_cast<double>(static_cast<int64_t>(state.sleeping_change));
+  *view.pool.state = state.next_policy;
 }
 
 // Ends a table's step: counters and policy, or what was bad.
@@ -579,8 +589,8 @@ __global__ void EndTable(View view, const Index* ids, const int64_t* counted, in
   counters[5] += state.num_stale[3];
   if (view.pool.row_states == nullptr) return;
   EndStep(view.pool.policy, state.settings.step, num_lookups, num_skipped + num_deferred,
-          static_cast<int64_t>(state.sleeping_change), &state.begun);
-  *view.pool.state = state.begun;
+          static_cast<int64_t>(state.sleeping_change), &state.next_policy);
+  *view.pool.state = state.next_policy;
 }
 
 template <typename Rule>
@@ -699,6 +709,13 @@ Error SettleTables(const RuleInfo& rule, const std::vector<TableStep<int32_t>>& 
     using Rule = std::remove_pointer_t<decltype(type)>;
     return Settle<Rule>(tables, inputs, wake, workspace, report, stream);
   });
+}
+
+Error MarkRows(const uint32_t* words, int64_t num_words, bool clear, uint32_t* changed_rows,
+               CUstream_st* stream) {
+  if (num_words == 0) return cudaSuccess;
+  return Launch(MarkWords, NumBlocks(num_words), kThreads, stream, words, num_words, clear,
+                changed_rows);
 }
 
 #define SLIPSTREAM_INSTANTIATE(Index)                                             \

@@ -62,7 +62,7 @@ def worker_counts(optimizer):
     return sum(state.worker_counters.numpy() for state in optimizer.tables.values())
 
 
-def gradient_step(strategy, layer, optimizer):
+def gradient_step(strategy, layer, optimizer, ids_shape=(None,)):
     """Returns what adds 1 to an element of a row, under SGD with rate 1, for each lookup of it."""
 
     def step(ids):
@@ -73,8 +73,36 @@ def gradient_step(strategy, layer, optimizer):
 
     return tf.function(
         lambda ids: strategy.run(step, args=(ids,)),
-        input_signature=[tf.TensorSpec([None], tf.int64)],
+        input_signature=[tf.TensorSpec(ids_shape, tf.int64)],
     )
+
+
+def padding(settings):
+    """Steps with bags of ids, most of which are padding."""
+    strategy = connect(settings.get("partitioned"))
+    with strategy.scope():
+        options = {"combiner": "sum", "mask_zero": True, "embeddings_initializer": "zeros"}
+        layer = layer_of(settings, **options)
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    step = gradient_step(strategy, layer, optimizer, (None, None))
+    rng = np.random.default_rng(0)
+    counts = np.zeros(NUM_ROWS, np.int64)
+    for _ in range(40):
+        ids = rng.integers(1, NUM_ROWS, size=[8, 10]) % 50
+        ids[:, 2:] = 0
+        np.add.at(counts, ids, 1)
+        coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+    coordinator.join()
+    optimizer.wake_all()
+    counts[0] = 0
+    return {
+        "num_wrong": int(np.sum(table_of(layer) != counts[:, None])),
+        "num_ids": int(counts.sum()),
+        "stats": stats_of(optimizer)["item"],
+    }
 
 
 def sums(settings):

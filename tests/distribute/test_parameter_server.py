@@ -58,6 +58,14 @@ def test_with_an_age_of_0_every_row_is_pulled_and_gradients_are_still_held(clust
     assert result["after"]["num_pulled_rows"] == result["after"]["num_row_updates"]
 
 
+@pytest.mark.parametrize("policy", [None, programs.SLEEPY], ids=["no policy", "policy"])
+def test_padding_is_nobodys_lookup(cluster, policy):
+    result = run(cluster, "padding", policy=policy)
+    assert result["num_wrong"] == 0
+    assert result["stats"]["num_lookups"] == result["num_ids"]
+    assert (result["stats"]["num_deferred_lookups"] > 0) == (policy is not None)
+
+
 def test_skipped_rows_are_neither_held_nor_sent(cluster):
     policy = {**programs.SLEEPY, "on_stale": "skip", "probe": 2}
     stats = run(cluster, "sums", seconds=0, policy=policy)["after"]

@@ -1,11 +1,15 @@
 """What can be said of parameter servers without any."""
 
+import gc
 import types
+import weakref
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_slipstream as slipstream
+from tests.models import embedding_of, random_table
 from tf_slipstream import _compat
 from tf_slipstream.distribute import CacheStats, ParameterServerTrainer, WorkerCache
 from tf_slipstream.engine.server_table import server_tables
@@ -47,6 +51,55 @@ def test_a_tables_shards_follow_each_other():
     a, b = server_tables(groups, WorkerCache(), 0.5)
     assert a.cache.row_starts == (0, 5, 9) and b.cache.row_starts == (0, 5)
     assert a.cache.name != b.cache.name and a.cache.clip_value == 0.5
+
+
+def traced_step():
+    """Returns weak references to a table that was looked up in a function, and to its graph."""
+    layer = embedding_of(random_table(), name="user")
+    optimizer = slipstream.SlipstreamOptimizer(_compat.keras.optimizers.SGD(0.5))
+    optimizer.build(layer.trainable_variables)
+    (state,) = optimizer.tables.values()
+    (table,) = server_tables({"user": [state]}, WorkerCache(), 0.0)
+
+    @tf.function
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(table.lookup(ids, tf.constant(1, tf.int64)) ** 2)
+        gradient = table.take_gradient(tape.gradient(loss, [state.table]))
+        return gradient.ids, gradient.values, gradient.num_lookups
+
+    ids, values, counts = step(tf.constant([3, 1, 3]))
+    assert ids.numpy().tolist() == [3, 1] and counts.numpy().tolist() == [2, 1]
+    np.testing.assert_allclose(values, random_table()[[3, 1]] * [[4], [2]], rtol=1e-6)
+    graph = step.get_concrete_function(tf.constant([3, 1, 3])).graph
+    return [weakref.ref(one) for one in (table, state.table, graph)]
+
+
+def test_a_traced_lookup_keeps_neither_its_table_nor_its_graph_alive():
+    known = traced_step()
+    gc.collect()
+    assert [one() for one in known] == [None] * 3
+
+
+def test_an_initializer_whose_seed_cannot_be_another_is_named():
+    class Own(_compat.keras.initializers.Initializer):
+        def __init__(self, scale, seed):
+            self.scale, self.seed = scale, seed
+
+        def __call__(self, shape, dtype=None, **kwargs):
+            return tf.random.stateless_uniform(shape, [self.seed, 0]) * self.scale
+
+    initializer = Own(2.0, seed=3)
+    assert _compat.with_another_seed(initializer, 0) is initializer
+    if not _compat.IS_KERAS_3:
+        assert _compat.with_another_seed(initializer, 1) is initializer
+        return
+    with pytest.raises(
+        ValueError, match="Own.*has a seed.*`get_config` that returns all arguments"
+    ):
+        _compat.with_another_seed(initializer, 1)
+    Own.get_config = lambda self: {"scale": self.scale, "seed": self.seed}
+    assert _compat.with_another_seed(initializer, 1).seed not in (3, None)
 
 
 def test_a_dtype_that_rows_cannot_travel_in_is_named():

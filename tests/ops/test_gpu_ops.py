@@ -22,6 +22,7 @@ from tf_slipstream import StalenessPolicy
 from tf_slipstream.ops import StepSettings, _library
 from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
+from tf_slipstream.ops.mark_rows import mark_rows
 from tf_slipstream.ops.settle_rows import settle_rows
 from tf_slipstream.state.schema import POLICY_STATE, POOL_INTS
 
@@ -44,6 +45,7 @@ TENSORFLOW_FILES = (
     "tf/gpu_context.cc",
     "tf/kernel_context.cc",
     "tf/live_slices_gpu_op.cc",
+    "tf/mark_rows_gpu_op.cc",
     "tf/settle_rows_gpu_op.cc",
     "tf/table_args.cc",
     "tf/table_variables.cc",
@@ -75,7 +77,7 @@ def gpu_kernels(tmp_path_factory):
 
     @contextlib.contextmanager
     def use():
-        ops = ("ApplyRows", "LiveSlices", "SettleRows")
+        ops = ("ApplyRows", "LiveSlices", "MarkRows", "SettleRows")
         labels = {f"Slipstream>{name}": LABEL for name in ops}
         with tf.compat.v1.get_default_graph()._kernel_label_map(labels):
             yield
@@ -352,3 +354,22 @@ def test_variables_of_a_wrong_shape_or_type_are_refused(spoil, message, gpu_kern
     step_once = stepper(rule, [first, *others], gpu_kernels)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         step_once(tf.constant(1, tf.int64), batches(1))
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_bits_of_changed_rows_are_set_and_cleared(clear, gpu_kernels):
+    num_words = 5000  # more than the threads of a block
+    rng = np.random.default_rng(0)
+    before, words = rng.integers(-(2**31), 2**31, [2, num_words]).astype(np.int32)
+    state = tables.new_state(RULE_CASES["sgd"].rule, np.zeros([32 * num_words, 1]))
+    state.changed_rows.assign(before)
+    state = with_uint32(state)
+
+    @tf.function
+    def mark():
+        with gpu_kernels():
+            mark_rows(state, words, clear)
+
+    mark()
+    expected = before & ~words if clear else before | words
+    np.testing.assert_array_equal(state.changed_rows.numpy().view(np.int32), expected)

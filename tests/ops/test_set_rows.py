@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.ops import tables
 from tests.ops.tables import RULE_CASES
-from tf_slipstream.ops.set_rows import mark_all_changed, set_rows
+from tf_slipstream.ops.set_rows import set_rows
 
 SGD = RULE_CASES["sgd"].rule
 
@@ -73,13 +73,3 @@ def test_it_writes_into_the_variables_own_memory():
     before = address()
     set_rows(state, tf.constant([2], tf.int64), tf.zeros([1, 3]))
     assert address() == before
-
-
-@pytest.mark.parametrize("num_rows", [1, 31, 32, 33])
-@pytest.mark.parametrize("dtype", [tf.int32, tf.uint32])
-def test_all_rows_can_be_marked_as_changed(num_rows, dtype):
-    state = state_of(num_rows=num_rows)
-    words = tf.Variable(tf.cast(state.changed_rows, dtype))
-    object.__setattr__(state, "changed_rows", words)
-    mark_all_changed(state)
-    assert tables.changed(words.numpy(), num_rows).all()

@@ -66,11 +66,22 @@ def with_another_seed(initializer, number):
 
     Keras 3 draws the same numbers at each call of one initializer, whether its seed was given or is
     its own.
+
+    Raises:
+        ValueError: For one with a seed that cannot be made again from its config.
     """
     if number == 0 or not isinstance(getattr(initializer, "seed", None), int):
         return initializer  # without seed, or with a generator, which goes on by itself
-    config = {**initializer.get_config(), "seed": (initializer.seed + number * 0x9E3779B1) % 2**31}
-    return type(initializer).from_config(config)
+    seed = (initializer.seed + number * 0x9E3779B1) % 2**31
+    try:
+        return type(initializer).from_config({**initializer.get_config(), "seed": seed})
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The initializer {initializer!r} has a seed, and each part of a divided table needs "
+            "another one. It cannot be made again from its config with another seed "
+            f"({error}). Give its class a `get_config` that returns all arguments of its "
+            "constructor, `seed` among them."
+        ) from error
 
 
 def asks_for_shapes_alone():

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tf_slipstream.state.schema_version import SchemaVersion
+
 # What TensorFlow puts behind a variable's name.
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -25,7 +27,7 @@ class StepCheckpoints:
             if id(variable) not in seen:
                 named[f"v{i}"] = variable
                 seen.add(id(variable))
-        checkpoint = tf.train.Checkpoint(step=self._step, **named)
+        checkpoint = tf.train.Checkpoint(step=self._step, _schema_version=SchemaVersion(), **named)
         self._named = named
         self._manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=num_kept)
         self._checkpoint = checkpoint

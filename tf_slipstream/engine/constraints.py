@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from tf_slipstream import _compat
-from tf_slipstream.ops.set_rows import mark_all_changed, set_rows
+from tf_slipstream.ops.mark_rows import mark_all_changed
+from tf_slipstream.ops.set_rows import set_rows
 
 
 def constrain_rows(constraint, state, ids):

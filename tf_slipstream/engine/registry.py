@@ -17,11 +17,13 @@ class TableSpec:
         policy: As the layer's argument.
         shards: On parameter servers, weak references to the variables, of Keras or TensorFlow, that
             the table is in; else empty.
+        has_padding: Whether id 0 is padding: `mask_zero` of the layer.
     """
 
     name: str
     policy: object
     shards: tuple = ()
+    has_padding: bool = False
 
     def shard_variables(self):
         """Returns the variables that the table is in, on parameter servers."""

@@ -7,9 +7,18 @@ import weakref
 
 import tensorflow as tf
 
+from tf_slipstream.engine import registry
+from tf_slipstream.engine.padding import without_padding
 from tf_slipstream.ops._library import needed_native_ops
 from tf_slipstream.ops._tables import NO_POOLS
-from tf_slipstream.ops.row_cache import RowCache, pull_rows, push_rows, sum_gradients
+from tf_slipstream.ops.row_cache import (
+    RowCache,
+    listen_to_lookups,
+    note_lookup,
+    pull_rows,
+    push_rows,
+    sum_gradients,
+)
 from tf_slipstream.state.schema import WORKER_COUNTERS
 from tf_slipstream.state.table import pool_capacity
 
@@ -181,9 +190,13 @@ class ServerTable:
             max_age=max_age,
             clip_value=clip_value,
         )
-        # By graph: how many lookups were traced in it, and the gradients of those.
+        # By graph: its number, how many lookups were traced in it, the names of what a push must
+        # wait for, and the gradients of the lookups until they are taken.
+        self._graph_numbers = weakref.WeakKeyDictionary()
         self._num_lookups = weakref.WeakKeyDictionary()
+        self._stored = weakref.WeakKeyDictionary()
         self._gradients = weakref.WeakKeyDictionary()
+        self._listener = listen_to_lookups(self)
 
     def lookup(self, ids, step):
         """Returns rows float32 `[num_lookups, dim]`, and notes their gradients.
@@ -196,28 +209,35 @@ class ServerTable:
         found = pull_rows(self.cache, self.states, ids, step, self._wire_dtype)
         graph = _graph()
         self._num_lookups[graph] = self._num_lookups.get(graph, 0) + 1
+        if not tf.executing_eagerly():
+            names = self._stored.setdefault(graph, [])
+            names += [wait.name for wait in found.stored]
+        number = self._graph_numbers.setdefault(graph, next(_number))
+        return note_lookup(self._listener, number, ids, found)
 
-        @tf.custom_gradient
-        def join(*parts):
-            def grad(rows_grad):
-                if _graph() is not graph:
-                    raise ValueError(
-                        f"Table '{self.name}' was looked up in another tf.function than the one "
-                        "that computes its gradient. On parameter servers call the model, the tape "
-                        "and the optimizer in one tf.function."
-                    )
-                # For tapes alone, which cannot tell of rows that were cached: nothing is done where
-                # nobody looks at it.
-                sums = tf.math.unsorted_segment_sum(rows_grad, found.inverse, tf.size(found.order))
-                counts = tf.gather(found.num_lookups, found.order)
-                self._gradients.setdefault(graph, []).append(
-                    LookupGradient(ids, rows_grad, counts, found.stored, sums)
-                )
-                return tf.split(sums, [tf.shape(part)[0] for part in parts])
+    def note_gradient(self, graph_number, ids, rows_grad, counts, sums):
+        """Notes the gradient of a lookup, when a tape computes it.
 
-            return tf.gather(tf.concat(parts, axis=0), found.inverse), grad
+        Args:
+            graph_number: Of the graph that the lookup was traced in.
+            ids: As of a `LookupGradient`.
+            rows_grad: Its `values`.
+            counts: Its `counts`.
+            sums: Its `for_tape`.
 
-        return join(*found.parts)
+        Raises:
+            ValueError: In another graph.
+        """
+        graph = _graph()
+        if self._graph_numbers.get(graph) != graph_number:
+            raise ValueError(
+                f"Table '{self.name}' was looked up in another tf.function than the one that "
+                "computes its gradient. On parameter servers call the model, the tape and the "
+                "optimizer in one tf.function."
+            )
+        stored = [graph.get_tensor_by_name(name) for name in self._stored.get(graph, ())]
+        noted = LookupGradient(ids, rows_grad, counts, stored, sums)
+        self._gradients.setdefault(graph, []).append(noted)
 
     def take_gradient(self, grads):
         """Returns the `SummedGradient` of this step.
@@ -243,6 +263,8 @@ class ServerTable:
         is_one = len(noted) == 1
         counts = noted[0].counts if is_one else tf.unique_with_counts(ids).count
         distinct, sums = sum_gradients(self.cache, ids, values)
+        if registry.table_spec(self.states[0].table).has_padding:
+            sums, distinct, counts = without_padding(sums, distinct, counts)
         stored = [wait for one in noted for wait in one.stored]
         return SummedGradient(distinct, sums, counts, stored)
 

@@ -11,6 +11,7 @@ from tf_slipstream.engine.clipping import clip_scales
 from tf_slipstream.engine.constraints import constrain_rows, constrain_table
 from tf_slipstream.engine.grouping import groups
 from tf_slipstream.engine.one_device import OneDevice
+from tf_slipstream.engine.padding import without_padding
 from tf_slipstream.engine.replicas import Replicas
 from tf_slipstream.engine.server_table import is_on_servers, num_tasks
 from tf_slipstream.engine.servers import Servers
@@ -30,8 +31,8 @@ from tf_slipstream.state.table import (
     set_policy_state,
 )
 
-# In a counter that is never negative and that every saved state has.
-_NOT_LOADED = -1
+# A counter that is never negative and that every saved state has.
+_LOADED_COLUMN = "num_refused_steps"
 
 
 class Tables:
@@ -63,7 +64,7 @@ class Tables:
             if spec is None:
                 self.dense_variables.append(variable)
                 continue
-            name = _name_unlike(names, _shard_name(spec, variable))
+            name = _unused_name(_shard_name(spec, variable), names)
             names.add(name)
             self._add(variable, name, policy if spec.policy == "default" else spec.policy)
         if is_on_servers(strategy):
@@ -141,7 +142,7 @@ class Tables:
         found, names = {}, {}
         for place, state in self._states.items():
             spec = registry.table_spec(state.table)
-            name = names.setdefault(id(spec), _name_unlike(found, spec.name))
+            name = names.setdefault(id(spec), _unused_name(spec.name, found))
             found.setdefault(name, []).append((self._variables[place], state))
         return found
 
@@ -316,18 +317,21 @@ class Tables:
         """Prepares `end_load`, before weights are read from a file.
 
         Args:
-            tables: `tf.Variable`s, those of others among them, which are settled.
+            tables: `tf.Variable`s, those of others among them.
         """
-        for state in self._states_of(tables):
-            set_counter(state, "num_refused_steps", _NOT_LOADED)
-
-    def end_load(self, tables):
-        """Forgets, as `forget`, but for tables whose state was read with them, in whatever way."""
         states = self._states_of(tables)
         for state, counters in zip(states, counters_of(states)):
-            if counters["num_refused_steps"] == _NOT_LOADED:
-                set_counter(state, "num_refused_steps", 0)
-                self.forget(state.table)
+            if counters[_LOADED_COLUMN] >= 0:
+                set_counter(state, _LOADED_COLUMN, _not_loaded(counters[_LOADED_COLUMN]))
+
+    def end_load(self, tables):
+        """Returns those of the tables whose state here was not read, in whatever way."""
+        states, left = self._states_of(tables), []
+        for state, counters in zip(states, counters_of(states)):
+            if counters[_LOADED_COLUMN] < 0:
+                set_counter(state, _LOADED_COLUMN, _not_loaded(counters[_LOADED_COLUMN]))
+                left.append(state.table)
+        return left
 
     def _states_of(self, tables):
         states = (self._states.get(id(table)) for table in tables)
@@ -380,6 +384,11 @@ class Tables:
         return self._way.cache_stats() if self.is_on_servers else {}
 
 
+def _not_loaded(number):
+    """Returns what stands for a number >= 0 while state is read, and the number for that."""
+    return -1 - number
+
+
 def _spec_of(variable):
     """Returns the `TableSpec` of a variable of Keras or TensorFlow; None where it is no table."""
     table = _compat.tf_variable(variable)
@@ -393,6 +402,8 @@ def _as_slices(grad, state, loss_scale):
     if not isinstance(grad, tf.IndexedSlices):
         # A regularizer's gradient, say: every row has one.
         grad = tf.IndexedSlices(grad, tf.range(state.num_rows, dtype=tf.int64))
+    elif registry.table_spec(state.table).has_padding:
+        grad = tf.IndexedSlices(*without_padding(grad.values, grad.indices))
     values = tf.cast(grad.values, tf.float32)
     if loss_scale:
         values /= loss_scale
@@ -447,10 +458,10 @@ def _shard_name(spec, variable):
     return f"{spec.name}_{place}"
 
 
-def _name_unlike(names, name):
-    """Returns `name`, with a number where it is one of `names`.
+def _unused_name(name, used):
+    """Returns `name`, with a number behind it where it is one of `used`.
 
     Two models may share an optimizer, and each may have a layer of that name.
     """
     numbered = (f"{name}_{number}" for number in itertools.count(1))
-    return next(one for one in itertools.chain([name], numbered) if one not in names)
+    return next(one for one in itertools.chain([name], numbered) if one not in used)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_slipstream.delta.errors import ExportError
 from tf_slipstream.export.marks import Mark, MarkStore, pack_bitmap
 from tf_slipstream.model_tables import optimizers_of, tables_of
+from tf_slipstream.ops.mark_rows import mark_all_changed, mark_rows
 from tf_slipstream.state.table import bits_as, counters_of, set_counter
 
 # Where an optimizer has its tracker.
@@ -55,16 +56,11 @@ class TrackedTable:
     def clear(self, words):
         """Clears bits that were read, and no other, whatever trains meanwhile."""
         for state, read in zip(self.states, words, strict=True):
-            if state.changed_rows.dtype == tf.int32:
-                # All of them are set, so that nothing is borrowed.
-                state.changed_rows.assign_sub(read)
-            else:
-                _assign_words(state, _words(state) & ~read)
+            mark_rows(state, read, clear=True)
 
     def add(self, words):
-        """Sets bits."""
-        state = self.states[0]
-        _assign_words(state, _words(state) | words)
+        """Sets bits and clears none, whatever trains meanwhile."""
+        mark_rows(self.states[0], words)
 
 
 class DeltaTracker:
@@ -78,7 +74,8 @@ class DeltaTracker:
     checkpoint as well: the mark that bits count from is part of the optimizer's state, so save and
     restore model and optimizer together, in any way (`tf.train.Checkpoint`, `model.save`), and make
     the tracker on the same `directory` again. It may then hold rows that were written and have
-    their old value again; never too few. Training may go on in another thread meanwhile.
+    their old value again; never too few. With native ops training may go on in another thread while
+    rows are marked by hand or versions published.
 
     Only training steps are seen. After other changes (`set_weights`, `load_weights`, `assign`) call
     `mark_rows` or `mark_all`, or give `save_delta` the folder of its base: it then compares every
@@ -204,7 +201,7 @@ class DeltaTracker:
             self._check_table(table)
         for name, tracked in self.tables.items():
             if table in (None, name):
-                tracked.add(np.int32(-1))
+                mark_all_changed(tracked.states[0])
 
     def mark_rows(self, table, ids):
         """Notes that some rows may have changed.
@@ -294,8 +291,3 @@ def _as_words(bits):
     """Returns int32 words of booleans `[num_rows]`, as in `TableState.changed_rows`."""
     packed = np.packbits(bits, bitorder="little")
     return np.pad(packed, (0, -len(packed) % 4)).view("<i4")
-
-
-def _assign_words(state, words):
-    # The variable may have another type of the same bits, see `TableState`.
-    state.changed_rows.assign(words.view(state.changed_rows.dtype.as_numpy_dtype))

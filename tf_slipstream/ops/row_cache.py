@@ -6,6 +6,8 @@ at once would lose updates.
 
 import collections
 import dataclasses
+import itertools
+import weakref
 
 import tensorflow as tf
 
@@ -22,6 +24,9 @@ FoundRows = collections.namedtuple(
 # Of a shard: local `ids` int32, `grads`, `batches` int32 `[num_ids, 2]` and `counts` int64 `[11]`,
 # as `Slipstream>ApplyPushes` takes them.
 Push = collections.namedtuple("Push", ["ids", "grads", "batches", "counts"])
+
+# By number, who is told of gradients.
+_listeners, _numbers = weakref.WeakValueDictionary(), itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +115,56 @@ def _pull_rows_gradient(op, rows_grad, _):
     ids = op.inputs[-2]
     shape = tf.constant([op.get_attr("num_rows"), op.get_attr("dim")], tf.int64)
     return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
+
+
+def listen_to_lookups(listener):
+    """Returns a number by which `note_lookup` knows a listener, which nothing here keeps alive.
+
+    Args:
+        listener: Has `note_gradient(graph_number, ids, rows_grad, counts, sums)`.
+    """
+    number = next(_numbers)
+    _listeners[number] = listener
+    return number
+
+
+def note_lookup(listener, graph_number, ids, found):
+    """Returns the rows of a lookup, whose gradient a listener is told of when a tape computes it.
+
+    With a `tf.custom_gradient` TensorFlow would keep each trace for ever, and in it the tables.
+
+    Args:
+        listener: What `listen_to_lookups` returned.
+        graph_number: What the listener is told.
+        ids: int64 `[num_lookups]`.
+        found: `FoundRows`, of these ids.
+
+    Returns:
+        float32 `[num_lookups, dim]`.
+    """
+    rows = tf.gather(tf.concat(found.parts, axis=0), found.inverse)
+    return needed_native_ops().slipstream_note_lookup(
+        tf.stop_gradient(rows),
+        found.parts,
+        found.inverse,
+        ids,
+        found.num_lookups,
+        found.order,
+        table=listener,
+        graph=graph_number,
+    )
+
+
+@tf.RegisterGradient("Slipstream>NoteLookup")
+def _note_lookup_gradient(op, rows_grad):
+    *parts, inverse, ids, num_lookups, order = op.inputs[1:]
+    # For tapes alone, which cannot tell of rows that were cached: nothing is done where nobody
+    # looks at it.
+    sums = tf.math.unsorted_segment_sum(rows_grad, inverse, tf.size(order))
+    listener = _listeners[op.get_attr("table")]
+    counts = tf.gather(num_lookups, order)
+    listener.note_gradient(op.get_attr("graph"), ids, rows_grad, counts, sums)
+    return [None, *tf.split(sums, [tf.shape(part)[0] for part in parts]), *[None] * 4]
 
 
 def sum_gradients(cache, ids, grads):

@@ -4,7 +4,6 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library
 from tf_slipstream.ops._checks import refusal
-from tf_slipstream.state.table import bits_as
 
 
 def set_rows(state, ids, rows):
@@ -47,9 +46,3 @@ def _checked(state, ids, rows):
     message = f"is not in [0, {state.num_rows}). No row was changed."
     said = [f"table '{state.name}': id", tf.gather(ids, position), "at position", position, message]
     return [tf.debugging.Assert(tf.equal(tf.size(position), 0), said)]
-
-
-def mark_all_changed(state):
-    """Notes that every row of a table may have been written."""
-    words = tf.fill(tf.shape(state.changed_rows), -1)
-    state.changed_rows.assign(bits_as(words, state.changed_rows.dtype))

@@ -3,6 +3,8 @@
 Without it the columns of another release would be taken for those of this one.
 """
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -10,6 +12,8 @@ from tf_slipstream.state import schema
 
 # Beside an optimizer's variables in a file of Keras's, which are "0", "1", ...
 _KEY = "slipstream_schema_version"
+# In TensorFlow's checkpoints, the objects that are in it, serialised.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class SchemaVersion(tf.train.experimental.PythonState):
@@ -20,6 +24,34 @@ class SchemaVersion(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value):
         check_version(int(string_value))
+
+
+def check_checkpoint(path, objects):
+    """Checks that a checkpoint says its version, if it has state of tables.
+
+    A SavedModel has no version, so that nothing of ours is in what is served; it is not checked.
+
+    Args:
+        path: The checkpoint's. What is no checkpoint passes: whoever reads it says so.
+        objects: What it is read into. Without a `SchemaVersion` among them nothing is checked.
+
+    Raises:
+        ValueError: If it has none. A version that it has is checked when it is read.
+    """
+    if not any(isinstance(one, SchemaVersion) for one in objects):
+        return
+    folder = os.path.dirname(os.path.dirname(path))
+    if tf.io.gfile.exists(os.path.join(folder, "saved_model.pb")):
+        return
+    try:
+        reader = tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, ValueError):
+        return
+    if reader.has_tensor(_OBJECT_GRAPH):
+        # It has the names of objects and variables, of which only tables' state has these.
+        graph = reader.get_tensor(_OBJECT_GRAPH)
+        if b"_changed_rows" in graph and b"_schema_version" not in graph:
+            check_version(1)
 
 
 def write_version(store):

@@ -8,8 +8,9 @@ class SkipStats:
     """Counts for one table since training began.
 
     Attributes:
-        num_lookups: Ids looked up in training steps, repeats included, and padding too: with
-            `mask_zero` id 0 is a row like any other here. Ragged ids have no padding.
+        num_lookups: Ids looked up in training steps, repeats included. With `mask_zero`, an id 0
+            that no gradient came to is padding, and counted nowhere here. On parameter servers it
+            is, in batches that have an id 0 with a gradient as well.
         num_skipped_lookups: Those whose gradient was never read, because their row was stale.
         num_deferred_lookups: Those whose gradient was held, to be applied when their row wakes.
         num_row_updates: Distinct rows looked up, summed over the steps; what plain training
