@@ -11,7 +11,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-_START_SECONDS = 60
+_START_SECONDS = 120
 
 
 def free_ports(num):
@@ -165,7 +165,7 @@ class Cluster:
         for process in self._processes.values():
             process.kill()
 
-    def run(self, *argv, timeout=120):
+    def run(self, *argv, timeout=300):
         """Runs a program to its end, and returns the JSON object in its last line."""
         return Coordinator(self, *argv).result(timeout)
 

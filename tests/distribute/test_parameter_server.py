@@ -17,7 +17,7 @@ SECONDS = float(os.environ.get("SLIPSTREAM_SUM_SECONDS", 2))
 
 
 def run(cluster, name, **settings):
-    return cluster.run(PROGRAMS, name, json.dumps(settings), timeout=120 + SECONDS)
+    return cluster.run(PROGRAMS, name, json.dumps(settings), timeout=300 + SECONDS)
 
 
 @pytest.mark.parametrize(

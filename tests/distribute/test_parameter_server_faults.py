@@ -9,7 +9,7 @@ from tests.distribute import clusters, programs
 from tf_slipstream import _compat
 
 PROGRAMS = pathlib.Path(programs.__file__)
-SECONDS = 120
+SECONDS = 300
 
 
 @pytest.fixture
