@@ -31,7 +31,7 @@ LAYERS = (
     {"field_layout"},
     {"collection", "embedding", "optimizer"},
     {"model_tables", "swapping"},
-    {"callbacks", "cli", "data", "distribute", "export", "resizing", "server"},
+    {"callbacks", "cli", "copying", "data", "distribute", "export", "resizing", "server"},
     {PACKAGE},
 )
 

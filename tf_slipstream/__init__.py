@@ -17,6 +17,7 @@ if typing.TYPE_CHECKING:
     from tf_slipstream import data, distribute, export
     from tf_slipstream.callbacks import SkipGuard, SkipHistory
     from tf_slipstream.collection import SlipstreamEmbeddingCollection
+    from tf_slipstream.copying import copy_training
     from tf_slipstream.embedding import SlipstreamEmbedding
     from tf_slipstream.ops import build_info
     from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -38,6 +39,7 @@ __all__ = [
     "SlipstreamOptimizer",
     "StalenessPolicy",
     "build_info",
+    "copy_training",
     "data",
     "distribute",
     "export",
@@ -57,6 +59,7 @@ _HOMES = {
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
     "build_info": "ops",
+    "copy_training": "copying",
     "data": "data",
     "distribute": "distribute",
     "export": "export",

@@ -49,6 +49,9 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             list of as many tensors will do for the dict.
         weights: With a combiner only, float weights of the ids, in the same form.
 
+    Attributes:
+        layout: `FieldLayout`: which rows of the table are which field's.
+
     Output: `[..., num_fields, output_dim]` for an array, `[batch, num_fields, output_dim]` with a
     combiner; for a dict or list one of what `SlipstreamEmbedding` returns for each field.
 
@@ -83,8 +86,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
     ):
         layout = FieldLayout(input_dims)
         check_dim("output_dim", output_dim)
-        # In a function, so that Keras does not wrap the dicts and lists that are in it.
-        self._layout_of = lambda: layout
+        self.layout = layout
         self._init_table(combiner, policy)
         kwargs["autocast"] = False  # ids may be floats
         super().__init__(**kwargs)
@@ -95,11 +97,6 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         self.mask_zero = mask_zero
         self._seed = random.randrange(1 << 31)  # of initializers that have none
         self._finish_init(mask_zero)
-
-    @property
-    def layout(self):
-        """`FieldLayout`: which rows of the table are which field's."""
-        return self._layout_of()
 
     @property
     def input_dims(self):

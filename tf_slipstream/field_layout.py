@@ -74,6 +74,31 @@ class FieldLayout:
             return field
         raise ValueError(f"There is no field {field!r}; there are {[*self.names]}.")
 
+    def resized(self, changes):
+        """Returns the layout with other numbers of rows.
+
+        Args:
+            changes: Dict from the names or places of fields to their number of rows.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if not isinstance(changes, collections.abc.Mapping):
+            raise ValueError(
+                "`input_dim` of a collection must be a dict from the names of fields to their "
+                f"numbers of rows, got {changes!r}."
+            )
+        dims = dict(zip(self.names, self.sizes)) if self.is_list else self.input_dims
+        for field, dim in changes.items():
+            name = self.names[self.place_of(field)]
+            if name not in self.owners:
+                raise ValueError(
+                    f"Field {name!r} shares the rows of {dims[name]!r}: resize that one."
+                )
+            check_dim(f"input_dim[{field!r}]", dim)
+            dims[name] = int(dim)
+        return FieldLayout([*dims.values()] if self.is_list else dims)
+
     def index_dtype(self, dtypes):
         """Returns the dtype of rows of the table that are made of ids of these dtypes."""
         is_long = tf.int64 in dtypes or self.num_rows > tf.int32.max

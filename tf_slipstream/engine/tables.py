@@ -19,7 +19,7 @@ from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 from tf_slipstream.ops.settle_rows import settle_rows
 from tf_slipstream.state import schema
-from tf_slipstream.state.resizing import copy_state, num_entries_to_evict
+from tf_slipstream.state.resizing import Source, fill_state, num_entries_to_evict
 from tf_slipstream.state.stats import SkipStats, sum_stats
 from tf_slipstream.state.table import (
     counters_of,
@@ -164,26 +164,41 @@ class Tables:
         """Returns the `TableState` of a variable; None where it is no table of these."""
         return self._states.get(id(_compat.tf_variable(variable)))
 
-    def replace(self, old, new):
+    def replace(self, old, new, ranges):
         """Has a table of another number of rows take the place of one, with its rows and state.
 
         Args:
             old: Variable of a table of these, of Keras or TensorFlow.
             new: Variable of the table that takes its place, with the values of its new rows.
+            ranges: List of `RowRange`: which rows of the new table are which of the old one.
 
         Returns:
             The `TableState`s of the two.
         """
         before, table = self.state_of(old), _compat.tf_variable(new)
-        if num_entries_to_evict(before, int(table.shape[0])):
+        if num_entries_to_evict(before, ranges, int(table.shape[0])):
             self.settle()
         after = self._new_state(table, before.name, before.policy)
-        copy_state(before, after)
+        fill_state(after, [Source(before, ranges)])
         states = [after if state is before else state for state in self.states]
         self._variables[id(table)] = new
         self._variables = {id(s.table): self._variables[id(s.table)] for s in states}
         self._states = {id(state.table): state for state in states}
         return before, after
+
+    def adopt(self, table, sources):
+        """Gives a table the rows and the state of tables of another optimizer.
+
+        Args:
+            table: `tf.Variable` of a table of these, for which nothing is held.
+            sources: List of `Source`.
+        """
+        fill_state(self._states[id(table)], sources)
+
+    @property
+    def rule(self):
+        """The `UpdateRule` of the tables."""
+        return self._inner.rule
 
     def apply(self, tables, dense, apply_dense, loss_scale, are_summed):
         """Does a training step.
