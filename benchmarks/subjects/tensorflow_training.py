@@ -6,7 +6,7 @@
     keras3       keras.layers.Embedding, a Keras 3 optimizer
     tf_keras     tf_keras.layers.Embedding, a legacy tf_keras optimizer with its sparse update
 
-All get the same dense layers, and ids, of int64, that are in memory; all but `collection` as columns.
+All get the same dense layers, and ids of int64 that are in memory: but for `collection` as columns.
 """
 
 import os
