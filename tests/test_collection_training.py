@@ -1,5 +1,7 @@
 """A collection in training, against layers of their own; saved, resized, copied, exported."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -89,6 +91,38 @@ class TestTraining:
             for model in models:
                 fit(model, DATA)
         assert_same_training(*models)
+
+    def test_stats_are_those_of_a_layer_for_each_field(self, native_or_fallback):
+        models = [
+            make(SlipstreamOptimizer(INNER["adagrad"]()))
+            for make in (collection_model, layers_model)
+        ]
+        layer = models[0].get_layer("fields")
+        assert layer.skip_stats() == {}
+        for model in models:
+            fit(model, DATA)
+        assert layer.skip_stats() == models[1].optimizer.skip_stats()
+        assert [*layer.skip_stats()] == [*DIMS]
+
+    def test_stats_of_fields_add_up_while_rows_sleep(self):
+        model = collection_model(SlipstreamOptimizer(INNER["adagrad"](), policy=POLICY))
+        train_steps(model, DATA, 0, 8)
+        of_all = vars(model.optimizer.skip_stats()["fields"])
+        of_each = [vars(one) for one in model.get_layer("fields").skip_stats().values()]
+        for name in set(of_all) - {"drift_threshold"}:
+            assert of_all[name] == sum(one[name] for one in of_each), name
+        assert of_all["num_deferred_lookups"] > 0 and of_all["num_stale_rows"] > 0
+        assert [one["num_lookups"] for one in of_each] == [len(DATA[0])] * 4
+        assert {one["drift_threshold"] for one in of_each} == {of_all["drift_threshold"]}
+
+    def test_fields_that_share_rows_share_their_stats(self):
+        model = collection_model(SlipstreamOptimizer("sgd"), collection_of(SHARED_DIMS))
+        train_steps(model, (DATA[0] % 1, DATA[1]), 0, 2)
+        stats = model.get_layer("fields").skip_stats()
+        assert [*stats] == [*SHARED_DIMS] and stats["user"] == stats["friend"]
+        assert [stats[name].num_lookups for name in ("user", "item", "shop")] == [64, 32, 32]
+        assert [stats[name].num_row_updates for name in ("user", "item", "shop")] == [2, 2, 2]
+        assert stats["friend"].num_rows == 40
 
     def test_a_plain_keras_optimizer_trains_it_too(self):
         models = [make(keras.optimizers.SGD(0.5)) for make in (collection_model, layers_model)]
@@ -277,6 +311,7 @@ class TestResizing:
             return state.table.numpy(), ints[order], state.pool_floats.numpy()[:num_entries][order]
 
         table, ints, floats = now()
+        stats = layer.skip_stats()
         resize(layer, model.optimizer, {"user": 50})
         assert (num_asleep(model.optimizer), num_held(model.optimizer)) == (asleep, held)
         resized, new_ints, new_floats = now()
@@ -284,6 +319,8 @@ class TestResizing:
         np.testing.assert_array_equal(resized[50:], table[40:])
         ints[:, row] += np.where(ints[:, row] < 40, 0, 10)
         np.testing.assert_array_equal(new_ints, ints)
+        stats["user"] = dataclasses.replace(stats["user"], num_rows=50)
+        assert layer.skip_stats() == stats
         np.testing.assert_array_equal(new_floats, floats)
 
     def test_another_field_or_size_is_refused(self):
@@ -346,7 +383,9 @@ class TestCopying:
             assert_all_equal(pools[0][name], pools[1][name])
         counts = [one.optimizer.skip_stats() for one in (model, new)]
         lookups = [sum(stats.num_lookups for stats in one.values()) for one in counts]
-        assert lookups == [DATA[0].size, DATA[0].size if joins else 0]
+        assert lookups == [DATA[0].size] * 2
+        of_collection, of_layers = (new, counts[0]) if joins else (model, counts[1])
+        assert of_collection.get_layer("fields").skip_stats() == of_layers
         train_steps(new, DATA, 0, 8)
         assert num_asleep(new.optimizer) > 0
 

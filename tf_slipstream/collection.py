@@ -6,6 +6,7 @@ import random
 import tensorflow as tf
 
 from tf_slipstream import _compat
+from tf_slipstream.engine import registry
 from tf_slipstream.field_layout import FieldLayout
 from tf_slipstream.ids import Ids, as_ids, check_rank, kind
 from tf_slipstream.table_layer import TableLayer, check_dim, draw
@@ -301,6 +302,30 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
                 parts.append(shard[max(0, start - first) : end - first])
             first += size
         return tf.concat(parts, axis=0).numpy()
+
+    def _row_ends(self):
+        layout = self.layout
+        places = map(layout.place_of, layout.owners)
+        return tuple(layout.starts[place] + layout.sizes[place] for place in places)
+
+    def skip_stats(self):
+        """Returns what skipping did to each field since training began.
+
+        Returns:
+            Dict from a field's name to its `SkipStats`. Fields that share rows have the same: what
+            is counted are lookups of rows. Empty before the first step of a `SlipstreamOptimizer`.
+
+        Raises:
+            ValueError: On replicas, parameter servers and GPUs, where lookups are counted for the
+                collection as a whole.
+        """
+        holders = registry.holders_of((self._shards or [self._table()])[0]) if self.built else []
+        if not holders:
+            return {}
+        stats = dict(zip(self._row_ends(), holders[-1].field_stats(self._table())))
+        layout = self.layout
+        ends = (start + size for start, size in zip(layout.starts, layout.sizes))
+        return {name: stats[end] for name, end in zip(layout.names, ends)}
 
     def get_config(self):
         config = super().get_config()

@@ -39,8 +39,7 @@ def copy_training(model, new_model, fields=None):
 
     What is held for rows that sleep is applied first. The policy of a collection has one threshold
     where layers had one each: it starts from their mean, weighted by how many popular rows each
-    had. A layer that had been part of a collection starts with the threshold of that, and with new
-    statistics, because a collection does not count by field.
+    had. A layer that had been part of a collection starts with the threshold of that.
 
     Args:
         model: The model to copy from, built.

@@ -70,12 +70,16 @@ class TableLayer:
             tables = [_compat.add_table(self, **arguments)]
             self._shard_variables = ()
         self._spec = registry.TableSpec(
-            self.name, self.policy, tuple(map(weakref.ref, self._shard_variables))
+            self.name, self.policy, tuple(map(weakref.ref, self._shard_variables)), self._row_ends()
         )
         for table in tables:
             registry.add_table(table, self._spec)
         self._register_tables()
         self.built = True
+
+    def _row_ends(self):
+        """Returns for each field that has rows the row behind its last; nothing without fields."""
+        return ()
 
     def _register_tables(self):
         """Lets the tables be found by their `tf.Variable`s.

@@ -33,6 +33,8 @@ def test_replicas_train_as_one_device_does():
     for name in DIMS:
         np.testing.assert_allclose(rows_of(model)[name], rows_of(alone)[name], rtol=1e-4, atol=1e-5)
     assert model.optimizer.skip_stats() == alone.optimizer.skip_stats()
+    with pytest.raises(ValueError, match="counted by field on one CPU device"):
+        model.get_layer("fields").skip_stats()
 
 
 def test_rows_sleep_on_replicas_and_rows_settles():

@@ -17,11 +17,13 @@ class TableSpec:
         policy: As the layer's argument.
         shards: On parameter servers, weak references to the variables, of Keras or TensorFlow, that
             the table is in; else empty.
+        row_ends: Of a collection, for each field that has rows the row behind its last; else empty.
     """
 
     name: str
     policy: object
     shards: tuple = ()
+    row_ends: tuple = ()
 
     def shard_variables(self):
         """Returns the variables that the table is in, on parameter servers."""

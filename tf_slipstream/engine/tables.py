@@ -1,5 +1,6 @@
 """The tables that an optimizer trains: their state, and what a step does to them."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -23,7 +24,9 @@ from tf_slipstream.state.resizing import Source, fill_state, num_entries_to_evic
 from tf_slipstream.state.stats import SkipStats, sum_stats
 from tf_slipstream.state.table import (
     counters_of,
+    field_counts_of,
     new_table_state,
+    num_sleeping,
     pool_capacity,
     read_policy_states,
     set_counter,
@@ -101,6 +104,7 @@ class Tables:
             return _compat.tf_variable(added)
 
         registry.add_holder(table, self)
+        on_servers = is_on_servers(self._strategy)
         return new_table_state(
             add,
             name,
@@ -109,8 +113,9 @@ class Tables:
             policy,
             row_int=_library.row_int_dtype(table.device),
             has_clock=self._inner.has_clock,
-            num_workers=num_tasks("worker") if is_on_servers(self._strategy) else None,
+            num_workers=num_tasks("worker") if on_servers else None,
             local_held=self._new_local_held(table, policy),
+            row_ends=() if on_servers else registry.table_spec(table).row_ends,
         )
 
     def _new_local_held(self, table, policy):
@@ -389,6 +394,37 @@ class Tables:
             name: sum_stats([stats[state.name] for state in states])
             for name, states in self._way.states.items()
         }
+
+    def field_stats(self, table):
+        """Returns a list of `SkipStats`, one for each field of a collection that has rows.
+
+        Args:
+            table: The collection's `tf.Variable`.
+
+        Raises:
+            ValueError: Where lookups are not counted by field.
+        """
+        self.check_refused()
+        state = self._states[id(table)]
+        if not self.is_on_one_device or _library.is_gpu(table.device):
+            raise ValueError(
+                f"Lookups of collection '{state.name}' are counted by field on one CPU device "
+                "alone, and not on replicas, parameter servers or a GPU. `optimizer.skip_stats()` "
+                "has the counts of all its fields together."
+            )
+        (of_all,) = _stats_of([state]).values()
+        found, start = [], 0
+        for counts, end in zip(field_counts_of(state), state.row_ends, strict=True):
+            found.append(
+                dataclasses.replace(
+                    of_all,
+                    **dict(zip(schema.ROW_COUNTS, map(int, counts))),
+                    num_stale_rows=num_sleeping(state, start, end),
+                    num_rows=end - start,
+                )
+            )
+            start = end
+        return found
 
     def cache_stats(self):
         """Returns `CacheStats` by the name of a table; none but on parameter servers."""

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_slipstream.state import schema
-from tf_slipstream.state.table import TableState, pool_capacity
+from tf_slipstream.state.table import TableState, field_counts_of, pool_capacity
 
 _ROW, _WAKE_STEP, _NUM_UPDATES = map(schema.POOL_INTS.index, ("row", "wake_step", "num_updates"))
 _MOST_UPDATES = 2**31 - 1
@@ -36,7 +36,7 @@ class Source:
     Attributes:
         state: Its `TableState`.
         ranges: List of `RowRange`.
-        is_counted: Whether its counters go on in the new table.
+        is_counted: Whether its counters go on in the new table; else those of fields alone.
     """
 
     state: TableState
@@ -90,13 +90,37 @@ def fill_state(new, sources):
             bits[_new(one)] = old_bits[_old(one)]
     words = np.packbits(bits, bitorder="little").view(words.dtype)
     new.changed_rows.assign(words)
-    counters = sum(s.state.counters.numpy() for s in sources if s.is_counted)
-    counters = np.zeros(len(schema.COUNTERS), np.int64) + counters
-    counters[schema.COUNTERS.index("publication")] = 0
-    new.counters.assign(counters)
+    new.counters.assign(_joined_counters(new, sources))
     sources = [source for source in sources if source.state.policy is not None]
     if new.policy is not None and sources:
         _fill_pool(new, sources)
+
+
+def _joined_counters(new, sources):
+    """Returns the counters of a table: those of the old ones, and of fields that it has of them."""
+    counters = new.counters.numpy()
+    fields = counters[len(schema.COUNTERS) :].reshape(-1, schema.COUNTERS_PER_FIELD)
+    num = len(schema.ROW_COUNTS)
+    for source in sources:
+        old = source.state.counters.numpy()
+        of_fields = field_counts_of(source.state)
+        if source.is_counted:
+            counters[: len(schema.COUNTERS)] += old[: len(schema.COUNTERS)]
+        for one in source.ranges:
+            place = _field_of(source.state, one.start)
+            counts = old[:num] if place is None else of_fields[place]
+            new_place = _field_of(new, one.new_start)
+            if new_place is not None:
+                fields[new_place, 1:] += counts
+            if not source.is_counted and place is not None:
+                counters[:num] += counts
+    counters[schema.COUNTERS.index("publication")] = 0
+    return counters
+
+
+def _field_of(state, row):
+    """Returns the place of the field that has a row of a table; None where it counts none."""
+    return int(np.searchsorted(state.row_ends, row, side="right")) if state.row_ends else None
 
 
 def copy_rows(old, new, ranges):
