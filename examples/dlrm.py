@@ -67,7 +67,7 @@ def dlrm(cardinalities, num_dense, dim, bottom, top, look_up):
 def stock_rows(cardinalities, dim, ids):
     """Looks each field up with a layer of its own."""
     rows = [
-        keras.layers.Embedding(cardinality, dim, name=f"C{field + 1}")(ids[:, field])
+        keras.layers.Embedding(cardinality, dim, first_values(field))(ids[:, field])
         for field, cardinality in enumerate(cardinalities)
     ]
     return keras.layers.Concatenate()(rows)
@@ -76,8 +76,17 @@ def stock_rows(cardinalities, dim, ids):
 def slipstream_rows(cardinalities, dim, ids):
     """Looks all fields up at once."""
     fields = {f"C{field + 1}": cardinality for field, cardinality in enumerate(cardinalities)}
-    rows = slipstream.SlipstreamEmbeddingCollection(fields, dim, name="fields")(ids)
-    return keras.layers.Flatten()(rows)
+    collection = slipstream.SlipstreamEmbeddingCollection(
+        fields,
+        dim,
+        embeddings_initializer={name: first_values(i) for i, name in enumerate(fields)},
+    )
+    return keras.layers.Flatten()(collection(ids))
+
+
+def first_values(field):
+    """Returns a field's initializer: all ways of training start from the same rows."""
+    return keras.initializers.RandomUniform(-0.05, 0.05, seed=field)
 
 
 class DotInteraction(keras.layers.Layer):

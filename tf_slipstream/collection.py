@@ -96,7 +96,9 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         self.embeddings_regularizer = _compat.keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = _compat.keras.constraints.get(embeddings_constraint)
         self.mask_zero = mask_zero
-        self._seed = random.randrange(1 << 31)  # of initializers that have none
+        # Of an initializer that has none; drawn only then, so that other layers' seeds stay.
+        is_unseeded = getattr(self.embeddings_initializer, "seed", 0) is None
+        self._seed = random.randrange(1 << 31) if is_unseeded else 0
         self._finish_init(mask_zero)
 
     @property
