@@ -27,6 +27,7 @@ SUBJECTS = {
     subject.name: subject
     for subject in (
         Subject("slipstream", "tensorflow_step.py"),
+        Subject("collection", "tensorflow_step.py"),
         Subject("limit", "limit_step.py"),
         Subject("keras3", "tensorflow_step.py"),
         Subject("tf_keras", "tensorflow_step.py"),
@@ -47,7 +48,14 @@ WITHOUT_RULE = {
 }
 SLOTS = {"sgd": 0, "adagrad": 1, "row_wise_adagrad": 0.1, "adam": 2}
 # Memory at the peak over that of table and slots.
-OVERHEAD = {"keras3": 2.2, "tf_keras": 2.2, "tf_keras_legacy": 2.2, "torch": 1.2, "tfra": 3.0}
+OVERHEAD = {
+    "collection": 1.5,
+    "keras3": 2.2,
+    "tf_keras": 2.2,
+    "tf_keras_legacy": 2.2,
+    "torch": 1.2,
+    "tfra": 3.0,
+}
 # Stock Keras's time grows with the table; these grids ask about other things.
 SLOW = ("keras3", "tf_keras")
 GRIDS_FOR_ALL = ("targets", "small")

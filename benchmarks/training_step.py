@@ -24,6 +24,7 @@ SUBJECTS = {
     subject.name: subject
     for subject in (
         Subject("slipstream", "tensorflow_training.py"),
+        Subject("collection", "tensorflow_training.py"),
         Subject("keras3", "tensorflow_training.py"),
         Subject("tf_keras", "tensorflow_training.py"),
         Subject("torch", "torch_training.py", environment="peers"),

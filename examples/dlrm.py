@@ -8,7 +8,8 @@ Each way of training runs in a process of its own, on the same examples in the s
 
     keras        keras.layers.Embedding, a Keras 3 optimizer
     tf_keras     tf_keras.layers.Embedding, a legacy tf_keras optimizer with its sparse update
-    slipstream   SlipstreamEmbedding, SlipstreamOptimizer around the same Keras 3 optimizer
+    slipstream   one SlipstreamEmbeddingCollection for all fields, SlipstreamOptimizer around the
+                 same Keras 3 optimizer
     sleeping     the same with a StalenessPolicy (--policy): popular rows at rest are updated once
                  in several batches
 """
@@ -34,7 +35,7 @@ keras = tf.keras
 SUBJECTS = ("keras", "tf_keras", "slipstream", "sleeping")
 
 
-def dlrm(cardinalities, num_dense, dim, bottom, top, embedding):
+def dlrm(cardinalities, num_dense, dim, bottom, top, look_up):
     """A deep learning recommendation model (Naumov et al. 2019).
 
     Args:
@@ -43,7 +44,8 @@ def dlrm(cardinalities, num_dense, dim, bottom, top, embedding):
         dim: Length of an embedding row.
         bottom: Units of the hidden layers on the dense features.
         top: Units of the hidden layers on the interactions.
-        embedding: Makes an embedding layer from `(input_dim, output_dim, name)`.
+        look_up: Returns the rows `[batch, num_fields * dim]` of `ids`, from `(cardinalities, dim,
+            ids)`.
 
     Returns:
         Keras model from `(dense [batch, num_dense], ids [batch, num_fields])` to `[batch, 1]`, the
@@ -54,15 +56,37 @@ def dlrm(cardinalities, num_dense, dim, bottom, top, embedding):
     x = dense
     for units in (*bottom, dim):
         x = keras.layers.Dense(units, activation="relu")(x)
-    rows = [
-        embedding(cardinality, dim, f"C{field + 1}")(ids[:, field])
-        for field, cardinality in enumerate(cardinalities)
-    ]
-    interactions = DotInteraction(dim)(keras.layers.Concatenate()([x, *rows]))
+    rows = look_up(cardinalities, dim, ids)
+    interactions = DotInteraction(dim)(keras.layers.Concatenate()([x, rows]))
     y = keras.layers.Concatenate()([x, interactions])
     for units in top:
         y = keras.layers.Dense(units, activation="relu")(y)
     return keras.Model((dense, ids), keras.layers.Dense(1, activation="sigmoid")(y))
+
+
+def stock_rows(cardinalities, dim, ids):
+    """Looks each field up with a layer of its own."""
+    rows = [
+        keras.layers.Embedding(cardinality, dim, first_values(field))(ids[:, field])
+        for field, cardinality in enumerate(cardinalities)
+    ]
+    return keras.layers.Concatenate()(rows)
+
+
+def slipstream_rows(cardinalities, dim, ids):
+    """Looks all fields up at once."""
+    fields = {f"C{field + 1}": cardinality for field, cardinality in enumerate(cardinalities)}
+    collection = slipstream.SlipstreamEmbeddingCollection(
+        fields,
+        dim,
+        embeddings_initializer={name: first_values(i) for i, name in enumerate(fields)},
+    )
+    return keras.layers.Flatten()(collection(ids))
+
+
+def first_values(field):
+    """Returns a field's initializer: all ways of training start from the same rows."""
+    return keras.initializers.RandomUniform(-0.05, 0.05, seed=field)
 
 
 class DotInteraction(keras.layers.Layer):
@@ -86,13 +110,6 @@ class DotInteraction(keras.layers.Layer):
 
 def make_model(subject, log, args):
     """Returns the compiled model of one way of training."""
-
-    def stock(input_dim, output_dim, name):
-        return keras.layers.Embedding(input_dim, output_dim, name=name)
-
-    def ours(input_dim, output_dim, name):
-        return slipstream.SlipstreamEmbedding(input_dim, output_dim, name=name)
-
     optimizers = keras.optimizers.legacy if subject == "tf_keras" else keras.optimizers
     # Keras starts Adagrad's accumulators at 0.1, far above the squared gradients of a mean loss.
     options = {"initial_accumulator_value": 1e-6} if args.optimizer == "Adagrad" else {}
@@ -101,9 +118,9 @@ def make_model(subject, log, args):
     if is_ours:
         policy = args.policy if subject == "sleeping" else None
         optimizer = slipstream.SlipstreamOptimizer(optimizer, policy=policy)
-    embedding = ours if is_ours else stock
+    look_up = slipstream_rows if is_ours else stock_rows
     keras.utils.set_random_seed(args.seed)
-    model = dlrm(log.cardinalities, log.num_dense, args.dim, args.bottom, args.top, embedding)
+    model = dlrm(log.cardinalities, log.num_dense, args.dim, args.bottom, args.top, look_up)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     return model
 

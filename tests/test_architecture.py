@@ -26,9 +26,12 @@ LAYERS = (
     {"row_wise_adagrad"},
     {"engine"},
     {"_keras_hooks"},
-    {"embedding", "optimizer"},
+    {"ids"},
+    {"table_layer"},
+    {"field_layout"},
+    {"collection", "embedding", "optimizer"},
     {"model_tables", "swapping"},
-    {"callbacks", "cli", "data", "distribute", "export", "resizing", "server"},
+    {"callbacks", "cli", "copying", "data", "distribute", "export", "resizing", "server"},
     {PACKAGE},
 )
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.models import embedding_of, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
-from tf_slipstream import SlipstreamEmbedding, _compat, embedding
+from tf_slipstream import SlipstreamEmbedding, _compat, table_layer
 from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
 from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine.registry import table_spec
@@ -48,7 +48,7 @@ def compiled_graphs(monkeypatch):
         graphs.append(made.get_concrete_function().graph)
         return made
 
-    monkeypatch.setattr(embedding.tf, "function", traced)
+    monkeypatch.setattr(table_layer.tf, "function", traced)
     return graphs
 
 
@@ -350,7 +350,7 @@ class TestArguments:
     def test_a_large_table_starts_alike_in_every_run_and_in_the_same_distribution(
         self, monkeypatch
     ):
-        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        monkeypatch.setattr(table_layer, "_LARGE_TABLE_BYTES", 0)
         tables = []
         for _ in range(2):
             initializer = keras.initializers.RandomNormal(stddev=2.0, seed=7)
@@ -365,18 +365,18 @@ class TestArguments:
 
     @pytest.mark.parametrize("name", ["glorot_uniform", "truncated_normal", "zeros", "ones"])
     def test_a_large_table_is_initialised_in_the_memory_of_its_result(self, name, monkeypatch):
-        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        monkeypatch.setattr(table_layer, "_LARGE_TABLE_BYTES", 0)
         graphs = compiled_graphs(monkeypatch)
         SlipstreamEmbedding(3, 2, embeddings_initializer=name).build(None)
         assert len(graphs) == 1
 
     def test_a_large_table_is_initialised_without_xla_too(self, monkeypatch):
-        monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+        monkeypatch.setattr(table_layer, "_LARGE_TABLE_BYTES", 0)
 
         def without_xla(*args, **kwargs):
             raise tf.errors.UnimplementedError(None, None, "no XLA")
 
-        monkeypatch.setattr(embedding.tf, "function", without_xla)
+        monkeypatch.setattr(table_layer.tf, "function", without_xla)
         layer = SlipstreamEmbedding(3, 2, embeddings_initializer="ones")
         layer.build(None)
         np.testing.assert_array_equal(layer.get_weights()[0], np.ones([3, 2]))
@@ -398,7 +398,7 @@ class TestArguments:
     @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
     def test_no_graph_holds_the_values_of_an_initializer(self, large, kind, monkeypatch):
         if large:
-            monkeypatch.setattr(embedding, "_LARGE_TABLE_BYTES", 0)
+            monkeypatch.setattr(table_layer, "_LARGE_TABLE_BYTES", 0)
         table = random_table(500, 40)
 
         class Rows(keras.initializers.RandomNormal):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.distribute.replicas import strategy_of
 from tests.models import embedding_of, sleepy
-from tf_slipstream import SlipstreamOptimizer
+from tf_slipstream import SlipstreamEmbeddingCollection, SlipstreamOptimizer
 from tf_slipstream._compat import keras
 
 NUM_ROWS, DIM, NUM_STEPS = 20, 4, 40
@@ -166,3 +166,32 @@ def test_replicas_send_and_count_none():
         step(tf.constant(ids.reshape(2, 4, 10)))
     assert training.stats.num_lookups == alone.stats.num_lookups == num_ids()
     np.testing.assert_array_equal(training.rows(), alone.rows())
+
+
+@every_policy
+def test_padding_of_each_field_of_a_collection_is_none(policy):
+    dims = {"user": 6, "item": 9, "friend": "user"}
+    collection = SlipstreamEmbeddingCollection(dims, DIM, combiner="sum", mask_zero=True)
+    collection.build(None)
+    optimizer = SlipstreamOptimizer(INNER["adam"](), policy=policy)
+    optimizer.build(collection.trainable_variables)
+
+    @tf.function
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(bags**2) for bags in collection(ids).values()])
+        variables = collection.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+
+    rng, padded = np.random.default_rng(0), []
+    before = {name: collection.rows(name) for name in dims}
+    for _ in range(NUM_STEPS):
+        ids = {name: rng.integers(0, 6, [8, 5]) * (rng.random([8, 5]) < 0.4) for name in dims}
+        padded.append({name: np.count_nonzero(one) for name, one in ids.items()})
+        step({name: tf.constant(one) for name, one in ids.items()})
+    num = {name: sum(one[name] for one in padded) for name in dims}
+    stats = collection.skip_stats()
+    assert stats["item"].num_lookups == num["item"]
+    assert stats["user"].num_lookups == num["user"] + num["friend"]
+    for name in ("user", "item"):
+        np.testing.assert_array_equal(collection.rows(name)[0], before[name][0])

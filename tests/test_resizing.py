@@ -375,7 +375,7 @@ def test_rows_are_copied_a_few_at_a_time(sizes, monkeypatch):
     monkeypatch.setattr(resizing, "_ELEMENTS_AT_ONCE", 7)  # two rows of 3
     first, second = (tf.Variable(tf.random.normal([num_rows, DIM])) for num_rows in sizes)
     before = second.numpy()
-    resizing.copy_rows(first, second)
+    resizing.copy_rows(first, second, resizing.head_of(*sizes))
     num_kept = min(sizes)
     np.testing.assert_array_equal(second[:num_kept], first[:num_kept])
     np.testing.assert_array_equal(second[num_kept:], before[num_kept:])

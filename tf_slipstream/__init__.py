@@ -16,6 +16,8 @@ import typing
 if typing.TYPE_CHECKING:
     from tf_slipstream import data, distribute, export
     from tf_slipstream.callbacks import SkipGuard, SkipHistory
+    from tf_slipstream.collection import SlipstreamEmbeddingCollection
+    from tf_slipstream.copying import copy_training
     from tf_slipstream.embedding import SlipstreamEmbedding
     from tf_slipstream.ops import build_info
     from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -33,9 +35,11 @@ __all__ = [
     "SkipHistory",
     "SkipStats",
     "SlipstreamEmbedding",
+    "SlipstreamEmbeddingCollection",
     "SlipstreamOptimizer",
     "StalenessPolicy",
     "build_info",
+    "copy_training",
     "data",
     "distribute",
     "export",
@@ -51,9 +55,11 @@ _HOMES = {
     "SkipHistory": "callbacks",
     "SkipStats": "state.stats",
     "SlipstreamEmbedding": "embedding",
+    "SlipstreamEmbeddingCollection": "collection",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
     "build_info": "ops",
+    "copy_training": "copying",
     "data": "data",
     "distribute": "distribute",
     "export": "export",
@@ -62,7 +68,7 @@ _HOMES = {
     "swap_out": "swapping",
 }
 # Whose classes Keras must know by name.
-_REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")
+_REGISTERED = ("collection", "embedding", "optimizer", "row_wise_adagrad")
 
 
 def __getattr__(name):

@@ -1,21 +1,23 @@
 """Tables that grow or shrink while they train."""
 
 import gc
-import numbers
 
 import tensorflow as tf
 
 from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream._compat import variables
-from tf_slipstream.embedding import SlipstreamEmbedding
+from tf_slipstream.collection import SlipstreamEmbeddingCollection
 from tf_slipstream.engine import registry
 from tf_slipstream.optimizer import SlipstreamOptimizer
-from tf_slipstream.state.resizing import copy_rows, empty
+from tf_slipstream.state.resizing import RowRange, copy_rows, empty, head_of
 from tf_slipstream.state.table import variables_of
+from tf_slipstream.table_layer import TableLayer, check_dim
 
 
 def resize(layer, optimizer, input_dim):
-    """Gives a layer's table another number of rows; what it has learned stays.
+    """Gives a layer's table, or fields of a collection, another number of rows.
+
+    What it has learned stays.
 
     The layer is changed in place, and with it every model that has it. Rows that it had keep their
     values, slots, what is held for them and whether they sleep; the table keeps its counts. A new
@@ -29,10 +31,11 @@ def resize(layer, optimizer, input_dim):
     meanwhile. Publish a full version next: no delta leads from one size to another.
 
     Args:
-        layer: A built `SlipstreamEmbedding`.
+        layer: A built `SlipstreamEmbedding` or `SlipstreamEmbeddingCollection`.
         optimizer: The `SlipstreamOptimizer` that trains it, or an optimizer around that one. Not
             built yet, it changes nothing, and the layer alone is changed.
-        input_dim: Positive integer, number of rows from now on.
+        input_dim: Positive integer, number of rows from now on. Of a collection, a dict from the
+            names of fields to theirs; other fields keep what they have.
 
     Returns:
         `layer`.
@@ -51,16 +54,16 @@ def resize(layer, optimizer, input_dim):
     model.fit(dataset)
     ```
     """
-    optimizers = _checked(layer, optimizer, input_dim)
-    if input_dim == layer.input_dim:
+    optimizers, attributes, ranges = _checked(layer, optimizer, input_dim)
+    if all(getattr(layer, name) == value for name, value in attributes.items()):
         return layer
-    old, new = _rebuild(layer, int(input_dim))
+    old, new = _rebuild(layer, attributes)
     engine = optimizers[-1].engine
     if engine is None:
         unused = [_compat.tf_variable(old)]
-        copy_rows(*unused, _compat.tf_variable(new))
+        copy_rows(*unused, _compat.tf_variable(new), ranges)
     else:
-        before, after = engine.replace(old, new)
+        before, after = engine.replace(old, new, ranges)
         pairs = list(zip(variables_of(before), variables_of(after), strict=True))
         variables.replace_own(optimizers[-1], pairs)
         unused = [before.table, *(variable for variable, _ in pairs)]
@@ -72,16 +75,40 @@ def resize(layer, optimizer, input_dim):
 
 
 def _checked(layer, optimizer, input_dim):
-    """Returns the optimizers that know the table: `optimizer`, what is in it, Slipstream's last."""
+    """Checks the arguments.
+
+    Returns:
+        The optimizers that know the table: `optimizer`, what is in it, Slipstream's last. The
+        layer's attributes for the new size, a dict. And which rows stay, a list of `RowRange`.
+    """
     if not tf.executing_eagerly():
         raise RuntimeError("`resize` makes variables: call it outside of a `tf.function`.")
-    if not isinstance(layer, SlipstreamEmbedding) or not layer.built:
+    if not isinstance(layer, TableLayer) or not layer.built:
         raise ValueError(
-            f"`layer` must be a SlipstreamEmbedding that is built, got {layer!r}. Call it or its "
-            "model once, or `layer.build(None)`."
+            "`layer` must be a SlipstreamEmbedding that is built, or such a "
+            f"SlipstreamEmbeddingCollection, got {layer!r}. Call it or its model once, or "
+            "`layer.build(None)`."
         )
-    if isinstance(input_dim, bool) or not isinstance(input_dim, numbers.Integral) or input_dim < 1:
-        raise ValueError(f"`input_dim` must be a positive integer, got {input_dim!r}.")
+    if isinstance(layer, SlipstreamEmbeddingCollection):
+        attributes, ranges = _of_collection(layer.layout, input_dim)
+    else:
+        check_dim("input_dim", input_dim)
+        attributes = {"input_dim": int(input_dim)}
+        ranges = head_of(layer.input_dim, int(input_dim))
+    return _optimizers_of(layer, optimizer), attributes, ranges
+
+
+def _of_collection(layout, input_dim):
+    new = layout.resized(input_dim)
+    ranges = []
+    for name in layout.owners:
+        place = layout.place_of(name)
+        num_rows = min(layout.sizes[place], new.sizes[place])
+        ranges.append(RowRange(layout.starts[place], new.starts[place], num_rows))
+    return {"layout": layout if new.sizes == layout.sizes else new}, ranges
+
+
+def _optimizers_of(layer, optimizer):
     chain = [optimizer]
     while not isinstance(chain[-1], SlipstreamOptimizer):
         chain.append(getattr(chain[-1], "inner_optimizer", None))
@@ -97,8 +124,8 @@ def _checked(layer, optimizer, input_dim):
 
 
 def _check_holders(layer, engine):
-    name = f"SlipstreamEmbedding '{layer.name}'"
-    table = _compat.tf_variable(layer.embeddings)
+    name = f"{type(layer).__name__} '{layer.name}'"
+    table = _compat.tf_variable(_compat.table_of(layer))
     is_spread = engine is not None and not engine.is_on_one_device
     if is_spread or layer._shards or isinstance(table, tf.distribute.DistributedValues):
         raise ValueError(
@@ -106,7 +133,7 @@ def _check_holders(layer, engine):
             "resized. Save the model, load it without a strategy, resize it and save it; then go "
             "on from that under the strategy."
         )
-    if engine is not None and engine.state_of(layer.embeddings) is None:
+    if engine is not None and engine.state_of(table) is None:
         raise ValueError(
             f"`optimizer` does not train the table of {name}. Give the one that does, as "
             "`model.optimizer`, say."
@@ -120,18 +147,24 @@ def _check_holders(layer, engine):
         )
 
 
-def _rebuild(layer, input_dim):
+def _rebuild(layer, attributes):
     """Gives a layer a table of new values; returns the old and the new variable."""
-    old, old_dim = layer.embeddings, layer.input_dim
-    layer.input_dim, layer.built = input_dim, False
+    old, before = _compat.table_of(layer), {name: getattr(layer, name) for name in attributes}
+    _set(layer, attributes)
+    layer.built = False
     try:
         with variables.rebuilding(layer, old):
-            SlipstreamEmbedding.build(layer)
+            TableLayer.build(layer)
     except BaseException:
-        layer.input_dim = old_dim
+        _set(layer, before)
         raise
     finally:
         layer.built = True
-    new = layer.embeddings
+    new = _compat.table_of(layer)
     variables.replace_in_layer(layer, old, new)
     return old, new
+
+
+def _set(layer, attributes):
+    for name, value in attributes.items():
+        setattr(layer, name, value)

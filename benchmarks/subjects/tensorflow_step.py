@@ -1,6 +1,7 @@
 """The embedding step of a TensorFlow subject: ours, or that of either Keras.
 
     slipstream        SlipstreamEmbedding, SlipstreamOptimizer around a Keras 3 optimizer
+    collection        the same with one SlipstreamEmbeddingCollection for all tables
     keras3            keras.layers.Embedding, a Keras 3 optimizer
     tf_keras          tf_keras.layers.Embedding, a tf_keras optimizer
     tf_keras_legacy   tf.nn.embedding_lookup, a legacy tf_keras optimizer: TensorFlow's fastest way
@@ -8,6 +9,7 @@
 Lookup, gradient and update are one `tf.function`.
 """
 
+import argparse
 import os
 import sys
 
@@ -92,6 +94,38 @@ class Slipstream(TensorFlowStep):
         self.optimizer = tf_slipstream.SlipstreamOptimizer(make(equations.LEARNING_RATE))
 
 
+class Collection(Slipstream):
+    """Ids are an array of all fields, `[num_bags, num_tables]`, as a model's one input is."""
+
+    def build(self, args):
+        import tf_slipstream
+
+        super().build(argparse.Namespace(**vars(args) | {"cardinalities": []}))
+        combiner = "sum" if self.combines else None
+        self.layer = tf_slipstream.SlipstreamEmbeddingCollection(
+            list(args.cardinalities), args.dim, combiner=combiner, policy=None
+        )
+        self.variables = build_layers([self.layer])
+
+    def set_upstream(self, upstream):
+        self.upstream = tf.constant(np.ascontiguousarray(upstream.swapaxes(0, 1)))
+
+    def prepare(self, ids):
+        ids = ids.swapaxes(0, 1)  # [num_bags, num_tables, bag]
+        return tf.constant(np.ascontiguousarray(ids if self.args.bag > 1 else ids[..., 0]))
+
+    def tables(self):
+        return [self.layer.rows(field) for field in range(len(self.args.cardinalities))]
+
+    def _step(self, batch):
+        table = as_tf_variable(self.variables[0])
+        with tf.GradientTape() as tape:
+            vectors = self.layer(batch)
+        grad = tape.gradient(vectors, table, output_gradients=self.upstream)
+        self.optimizer.apply_gradients([(grad, self.variables[0])])
+        return vectors[0, :, 0]
+
+
 class Keras3(TensorFlowStep):
     convention = equations.Convention(epsilon_under_root=True, sums_repeats=False)
 
@@ -145,6 +179,7 @@ def as_tf_variable(variable):
 
 SUBJECTS = {
     "slipstream": Slipstream,
+    "collection": Collection,
     "keras3": Keras3,
     "tf_keras": TfKeras,
     "tf_keras_legacy": TfKerasLegacy,

@@ -1,10 +1,12 @@
 """The whole training step of a TensorFlow subject, through `model.fit`.
 
     slipstream   SlipstreamEmbedding, SlipstreamOptimizer around a Keras 3 optimizer
+    collection   the same with one SlipstreamEmbeddingCollection; where no field has bags its ids
+                 come as one array of all fields
     keras3       keras.layers.Embedding, a Keras 3 optimizer
     tf_keras     tf_keras.layers.Embedding, a legacy tf_keras optimizer with its sparse update
 
-All get the same dense layers, and ids as int64 columns that are in memory.
+All get the same dense layers, and ids of int64 that are in memory: but for `collection` as columns.
 """
 
 import os
@@ -71,12 +73,30 @@ class TensorFlowTraining:
         tf.config.threading.set_intra_op_parallelism_threads(args.threads)
         tf.config.threading.set_inter_op_parallelism_threads(args.threads)
         spec = training_workload.MODELS[args.model]
-        fields = zip(args.cardinalities, spec.bags)
-        self.embeddings = [self.embedding(rows, spec.dim, bag) for rows, bag in fields]
+        self.make_embeddings(args.cardinalities, spec)
         self.dense_layers = []
         self.model = self._build(spec)
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
         self.model.compile(self.optimizer(OPTIMIZERS[args.rule]), loss)
+
+    def make_embeddings(self, cardinalities, spec):
+        fields = zip(cardinalities, spec.bags)
+        self.embeddings = [self.embedding(rows, spec.dim, bag) for rows, bag in fields]
+
+    def inputs(self, spec):
+        """Returns what the model gets for ids."""
+        return [keras.Input((bag,), dtype="int64") for bag in spec.bags]
+
+    def rows(self, ids):
+        """Returns a list of rows `[batch, dim]`, one per field, or of several side by side."""
+        return [lookup(field) for (lookup, _), field in zip(self.embeddings, ids)]
+
+    def tables(self):
+        return [layer.get_weights()[0] for _, layer in self.embeddings]
+
+    def arranged(self, ids):
+        """Returns a list of ids `[..., bag]` per field as the model gets them."""
+        return ids
 
     def embedding(self, rows, dim, bag):
         """Returns a callable from ids `[batch, bag]` to `[batch, dim]`, and the layer in it."""
@@ -90,8 +110,8 @@ class TensorFlowTraining:
 
     def _build(self, spec):
         dense = keras.Input((spec.num_dense,), name="dense_features")
-        ids = [keras.Input((bag,), dtype="int64") for bag in spec.bags]
-        rows = [lookup(field) for (lookup, _), field in zip(self.embeddings, ids)]
+        ids = self.inputs(spec)
+        rows = self.rows(ids)
         if spec.interaction == "towers":
             sides = rows[: spec.half], rows[spec.half :]
             towers = [self._layers(_concat(side), spec.towers) for side in sides]
@@ -113,14 +133,15 @@ class TensorFlowTraining:
         return x
 
     def weights(self):
-        tables = [layer.get_weights()[0] for _, layer in self.embeddings]
-        return tables, [tuple(layer.get_weights()) for layer in self.dense_layers]
+        return self.tables(), [tuple(layer.get_weights()) for layer in self.dense_layers]
 
     def train_on(self, dense, ids, labels):
-        return float(self.model.train_on_batch([dense, *ids], labels))
+        return float(self.model.train_on_batch([dense, *self.arranged(ids)], labels))
 
     def measure(self, args, dense, ids, labels):
-        dataset = tf.data.Dataset.from_tensor_slices(((dense, *ids), labels)).repeat()
+        dataset = tf.data.Dataset.from_tensor_slices(
+            ((dense, *self.arranged(ids)), labels)
+        ).repeat()
         timer = Timer(args)
         num_steps = args.warmup + args.steps + 1
         self.model.fit(dataset, steps_per_epoch=num_steps, verbose=0, callbacks=[timer])
@@ -143,6 +164,35 @@ class SlipstreamTraining(TensorFlowTraining):
         return tf_slipstream.SlipstreamOptimizer(super().optimizer(name))
 
 
+class CollectionTraining(SlipstreamTraining):
+    """One layer for all fields; ids are one array, or columns where there are bags."""
+
+    def make_embeddings(self, cardinalities, spec):
+        import tf_slipstream
+
+        self.is_array = max(spec.bags) == 1
+        self.layer = tf_slipstream.SlipstreamEmbeddingCollection(
+            list(cardinalities),
+            spec.dim,
+            combiner=None if self.is_array else "sum",
+            policy=None,
+        )
+
+    def inputs(self, spec):
+        if self.is_array:
+            return [keras.Input((len(spec.bags),), dtype="int64")]
+        return super().inputs(spec)
+
+    def rows(self, ids):
+        return [keras.layers.Flatten()(self.layer(ids[0]))] if self.is_array else self.layer(ids)
+
+    def tables(self):
+        return [self.layer.rows(field) for field in range(len(self.layer.input_dims))]
+
+    def arranged(self, ids):
+        return [np.concatenate(ids, axis=-1)] if self.is_array else ids
+
+
 class TfKerasTraining(TensorFlowTraining):
     def optimizer(self, name):
         return getattr(keras.optimizers.legacy, name)(training_workload.LEARNING_RATE)
@@ -154,6 +204,7 @@ def _concat(tensors):
 
 SUBJECTS = {
     "slipstream": SlipstreamTraining,
+    "collection": CollectionTraining,
     "keras3": TensorFlowTraining,
     "tf_keras": TfKerasTraining,
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "schema.h"
 #include "simd.h"
 
 namespace slipstream {
@@ -13,6 +14,8 @@ constexpr int64_t kLookupsPerBucket = 4096;
 // Bounds the [chunks, buckets] histogram.
 constexpr int kMaxBucketBits = 9;
 constexpr int64_t kMaxChunks = 256;
+// Blocks of rows whose first field is noted; together they stay in the first-level cache.
+constexpr int64_t kMaxBlocks = 2048;
 
 uint64_t Hash(int64_t id) { return static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15u; }
 
@@ -69,6 +72,15 @@ bool AllFinite(const float* row, int64_t dim) {
   return largest < 0x7f800000u;
 }
 
+void Add(const RowCounts& counts, RowCounts* sum) {
+  sum->num_lookups += counts.num_lookups;
+  sum->num_skipped_lookups += counts.num_skipped_lookups;
+  sum->num_deferred_lookups += counts.num_deferred_lookups;
+  sum->num_row_updates += counts.num_row_updates;
+  sum->num_skipped_row_updates += counts.num_skipped_row_updates;
+  sum->num_deferred_row_updates += counts.num_deferred_row_updates;
+}
+
 // What a thread needs to group one bucket; kept for the next.
 struct GroupScratch {
   Buffer<int32_t> slots;       // hash slot -> row of the bucket, or -1
@@ -84,6 +96,7 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
   plans_.clear();
   chunks_.clear();
   buckets_.clear();
+  block_fields_.clear();
   int64_t num_lookups = 0, num_counts = 0, num_sums = 0;
   for (int64_t t = 0; t < static_cast<int64_t>(tables.size()); ++t) {
     const int64_t num = tables[t].num_lookups;
@@ -94,6 +107,7 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
     plan.first_lookup = num_lookups;
     plan.first_histogram = num_counts;
     plan.first_sum = num_sums;
+    PlanFields(tables[t], &plan);
     for (int64_t c = 0; c < plan.num_chunks; ++c) {
       chunks_.push_back({t, c * plan.chunk_size, std::min(num, (c + 1) * plan.chunk_size), c});
     }
@@ -107,6 +121,26 @@ void LiveRows::Plan(const std::vector<Lookups<Index>>& tables) {
   rows_.Reserve(num_lookups);
   deferred_rows_.Reserve(num_lookups);
   sums_.Reserve(num_sums);
+}
+
+template <typename Index>
+void LiveRows::PlanFields(const Lookups<Index>& table, TablePlan* plan) {
+  plan->block_bits = 0;
+  plan->first_block = block_fields_.size();
+  if (table.num_fields == 0) return;
+  while ((table.num_rows >> plan->block_bits) >= kMaxBlocks) ++plan->block_bits;
+  int32_t field = 0;
+  for (int64_t row = 0; row < table.num_rows; row += int64_t{1} << plan->block_bits) {
+    while (field < table.num_fields - 1 && row >= table.fields[field * kCountersPerField]) ++field;
+    block_fields_.push_back(field);
+  }
+}
+
+template <typename Index>
+int64_t LiveRows::FieldOf(const Lookups<Index>& table, const TablePlan& plan, int64_t id) const {
+  int64_t field = block_fields_[plan.first_block + (id >> plan.block_bits)];
+  while (field < table.num_fields - 1 && id >= table.fields[field * kCountersPerField]) ++field;
+  return field;
 }
 
 template <typename Index>
@@ -208,6 +242,8 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
   LiveRow* deferred = deferred_rows_.data() + plan.first_lookup + bucket.begin;
   float* sum = sums_.data() + plan.first_sum + bucket.begin / 2 * dim;
   const RowStates& states = table.states;
+  result->fields.assign(table.num_fields, {});
+  RowCounts unused;
   BadLookup bad;
   const auto note = [&](BadLookup::Kind kind, const LiveRow& row) {
     const BadLookup here{kind, bucket.table, row.first_lookup, row.id};
@@ -237,7 +273,13 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
         kind = KindOf(states.entries[entry], step, states.woken_at, num_batches - 1);
       }
     }
+    RowCounts& field =
+        table.num_fields == 0 ? unused : result->fields[FieldOf(table, plan, row.id)];
+    field.num_lookups += num_positions;
+    ++field.num_row_updates;
     if (kind == RowKind::kSkipped) {
+      field.num_skipped_lookups += num_positions;
+      ++field.num_skipped_row_updates;
       result->counts.num_skipped_lookups += num_positions;
       ++result->counts.num_skipped_row_updates;
       deferred[bucket.end - bucket.begin - ++result->num_skipped] = row;
@@ -255,6 +297,8 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
     }
     if (!AllFinite(row.grad, dim)) note(BadLookup::kGradient, row);
     if (kind == RowKind::kDeferred) {
+      field.num_deferred_lookups += num_positions;
+      ++field.num_deferred_row_updates;
       result->counts.num_deferred_lookups += num_positions;
       ++result->counts.num_deferred_row_updates;
       deferred[result->num_deferred++] = row;
@@ -270,6 +314,10 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
                          const ParallelFor& parallel_for) {
   Plan(tables);
   found_.counts.assign(tables.size(), {});
+  found_.field_counts.resize(tables.size());
+  for (size_t t = 0; t < tables.size(); ++t) {
+    found_.field_counts[t].assign(tables[t].num_fields, {});
+  }
   found_.runs.clear();
   found_.deferred_runs.clear();
   found_.skipped_runs.clear();
@@ -290,13 +338,9 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const Part& bucket = buckets_[b];
     const BucketResult& result = results_[b];
-    RowCounts& counts = found_.counts[bucket.table];
-    counts.num_lookups += result.counts.num_lookups;
-    counts.num_skipped_lookups += result.counts.num_skipped_lookups;
-    counts.num_deferred_lookups += result.counts.num_deferred_lookups;
-    counts.num_row_updates += result.counts.num_row_updates;
-    counts.num_skipped_row_updates += result.counts.num_skipped_row_updates;
-    counts.num_deferred_row_updates += result.counts.num_deferred_row_updates;
+    Add(result.counts, &found_.counts[bucket.table]);
+    std::vector<RowCounts>& fields = found_.field_counts[bucket.table];
+    for (size_t f = 0; f < fields.size(); ++f) Add(result.fields[f], &fields[f]);
     bad_.push_back(result.bad);
     const int64_t first = plans_[bucket.table].first_lookup + bucket.begin;
     if (result.num_live > 0) {

@@ -14,6 +14,8 @@ namespace slipstream {
 //   ids        [num_lookups]; may repeat, in any order
 //   grads      [num_lookups, dim] row-major
 //   states     which rows are asleep
+//   fields     [num_fields, kCountersPerField]: what the table's counters have of fields, of which
+//              only the first column is read; none where lookups are not counted by field
 template <typename Index>
 struct Lookups {
   const Index* ids;
@@ -22,6 +24,8 @@ struct Lookups {
   int64_t num_lookups;
   int64_t num_rows;
   int64_t dim;
+  const int64_t* fields = nullptr;
+  int64_t num_fields = 0;
 };
 
 // A row to update.
@@ -83,6 +87,7 @@ class LiveRows {
     std::vector<Run> deferred_runs;  // rows that are asleep, whose gradients are to be held
     std::vector<Run> skipped_runs;   // rows that are skipped; `grad` is null
     std::vector<RowCounts> counts;   // one per table
+    std::vector<std::vector<RowCounts>> field_counts;  // per table one per field
   };
   const Found& found() const { return found_; }
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
@@ -126,17 +131,24 @@ class LiveRows {
     int64_t first_lookup;     // its lookups' place in positions_ and rows_
     int64_t first_histogram;  // its [num_chunks, num_buckets] in histograms_
     int64_t first_sum;        // its place in sums_
+    int block_bits;           // 2^block_bits rows are a block
+    int64_t first_block;      // its place in block_fields_
   };
   struct BucketResult {
     int64_t num_live = 0;
     int64_t num_deferred = 0;
     int64_t num_skipped = 0;
     RowCounts counts;
+    std::vector<RowCounts> fields;
     BadLookup bad;
   };
 
   template <typename Index>
   void Plan(const std::vector<Lookups<Index>>& tables);
+  template <typename Index>
+  void PlanFields(const Lookups<Index>& table, TablePlan* plan);
+  template <typename Index>
+  int64_t FieldOf(const Lookups<Index>& table, const TablePlan& plan, int64_t id) const;
   template <typename Index>
   BadLookup CheckAndCount(const Lookups<Index>& table, const Part& chunk);
   void PlaceBuckets();
@@ -153,6 +165,7 @@ class LiveRows {
   std::vector<Part> buckets_;
   std::vector<BadLookup> bad_;
   std::vector<BucketResult> results_;
+  std::vector<int32_t> block_fields_;  // the field of each block's first row
   Found found_;
   Buffer<int32_t> histograms_;
   Buffer<int32_t> positions_;

@@ -85,6 +85,8 @@ namespace slipstream {
 inline constexpr int64_t kNumPoolInts = 0 SLIPSTREAM_POOL_INTS(SLIPSTREAM_COUNT_OF);
 inline constexpr int64_t kNumPolicyStates = 0 SLIPSTREAM_POLICY_STATE(SLIPSTREAM_COUNT_OF);
 inline constexpr int64_t kNumCounters = 0 SLIPSTREAM_COUNTERS(SLIPSTREAM_COUNT_OF);
+// After them, for each field of a collection: the row behind its last, and its RowCounts.
+inline constexpr int64_t kCountersPerField = 7;
 
 // Where a counter is.
 enum Counter {

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "../kernels/schema.h"
 #include "test_support.h"
 
 namespace slipstream {
@@ -24,6 +25,7 @@ struct Batch {
   std::vector<float> grads;
   std::vector<int32_t> row_states;  // empty where every row is live
   std::vector<PoolEntry> entries;
+  std::vector<int64_t> fields;  // [num_fields, kCountersPerField]; empty where there are none
   int64_t num_rows;
   int64_t dim;
 
@@ -47,7 +49,9 @@ std::vector<Lookups<Index>> AllLookups(const std::vector<Batch<Index>>& batches)
                         batch.entries.data(), static_cast<int64_t>(batch.entries.size()), kWokenAt},
                        static_cast<int64_t>(batch.ids.size()),
                        batch.num_rows,
-                       batch.dim});
+                       batch.dim,
+                       batch.fields.data(),
+                       static_cast<int64_t>(batch.fields.size()) / kCountersPerField});
   }
   return lookups;
 }
@@ -72,6 +76,12 @@ Batch<Index> RandomBatch(const BatchShape& shape, std::mt19937_64* random) {
     id = drawn == last ? shape.num_rows - 1 : drawn * ((shape.num_rows - 1) / last);
   }
   batch.grads = RandomFloats(random, shape.num_lookups * shape.dim);
+  // Of one row, of none that is looked up, and of many, where the table has as many.
+  for (int64_t end : {int64_t{1}, shape.num_rows / 3, shape.num_rows / 3 + 1, shape.num_rows}) {
+    if (shape.num_rows < 6) break;
+    batch.fields.push_back(end);
+    batch.fields.resize(batch.fields.size() + kCountersPerField - 1, -7);  // not to be read
+  }
   if (shape.has_stale_rows) {
     constexpr int64_t kWakeSteps[] = {0, kStep - 1, kStep, kStep + 1, int64_t{1} << 40};
     batch.row_states = std::vector<int32_t>(shape.num_rows, 5);
@@ -131,6 +141,23 @@ Expected ExpectedOf(const Batch<Index>& batch) {
   }
   expected.counts.num_row_updates = expected.rows.size() + stale.size();
   return expected;
+}
+
+// Counts the lookups of each field alone.
+template <typename Index>
+std::vector<RowCounts> ExpectedOfFields(const Batch<Index>& batch) {
+  std::vector<RowCounts> counts;
+  int64_t start = 0;
+  for (size_t f = 0; f < batch.fields.size(); f += kCountersPerField) {
+    Batch<Index> one = batch;
+    one.ids.clear();
+    for (const Index id : batch.ids) {
+      if (start <= id && id < batch.fields[f]) one.ids.push_back(id);
+    }
+    counts.push_back(ExpectedOf(one).counts);
+    start = batch.fields[f];
+  }
+  return counts;
 }
 
 void CheckCounts(const RowCounts& counts, const RowCounts& expected) {
@@ -252,7 +279,11 @@ Seen SeenIn(const LiveRows& live_rows, const std::vector<Batch<Index>>& batches)
 template <typename Index>
 void CheckStep(LiveRows* live_rows, const std::vector<Batch<Index>>& batches) {
   std::vector<Expected> expected;
-  for (const Batch<Index>& batch : batches) expected.push_back(ExpectedOf(batch));
+  std::vector<std::vector<RowCounts>> of_fields;
+  for (const Batch<Index>& batch : batches) {
+    expected.push_back(ExpectedOf(batch));
+    of_fields.push_back(ExpectedOfFields(batch));
+  }
   Seen first;
   for (const ParallelFor& parallel_for : AllParallelFors()) {
     const BadLookup bad = live_rows->Find(AllLookups(batches), kStep, parallel_for);
@@ -260,6 +291,9 @@ void CheckStep(LiveRows* live_rows, const std::vector<Batch<Index>>& batches) {
     if (bad.kind != BadLookup::kNone) return;
     for (size_t t = 0; t < batches.size(); ++t) {
       CheckCounts(live_rows->counts(t), expected[t].counts);
+      const std::vector<RowCounts>& found = live_rows->found().field_counts[t];
+      CHECK_EQ(found.size(), of_fields[t].size());
+      for (size_t f = 0; f < found.size(); ++f) CheckCounts(found[f], of_fields[t][f]);
       CHECK_EQ(live_rows->num_read(t), static_cast<int64_t>(expected[t].rows.size()));
       CheckRows(*live_rows, t, batches[t], expected[t]);
       CheckBatchOrder(*live_rows, t, batches[t], expected[t], parallel_for);

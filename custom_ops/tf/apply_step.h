@@ -15,6 +15,16 @@
 
 namespace slipstream {
 
+// Adds to the first six of a table's counters, or to a field's.
+inline void AddCounts(const RowCounts& counts, int64_t* counters) {
+  counters[kNumLookups] += counts.num_lookups;
+  counters[kNumSkippedLookups] += counts.num_skipped_lookups;
+  counters[kNumDeferredLookups] += counts.num_deferred_lookups;
+  counters[kNumRowUpdates] += counts.num_row_updates;
+  counters[kNumSkippedRowUpdates] += counts.num_skipped_row_updates;
+  counters[kNumDeferredRowUpdates] += counts.num_deferred_row_updates;
+}
+
 // Every table is updated, or none if anything is wrong.
 //   grads    the inputs "indices" and "grads" are those of this step
 //   found    called when the rows are found, before any is changed: may count other lookups, or
@@ -44,6 +54,12 @@ absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& ar
     }
     TF_RETURN_IF_ERROR(
         ReadLookups(context, args.names(), list->num_rows, list->dims, states, &lookups));
+    for (size_t t = 0; t < lookups.size(); ++t) {
+      // What comes from elsewhere stands for more lookups than there are here.
+      if (list->tables[t].holds_elsewhere || list->tables[t].batches != nullptr) continue;
+      lookups[t].fields = list->counters[t] + kNumCounters;
+      lookups[t].num_fields = list->num_fields[t];
+    }
     const BadLookup bad = live_rows->Find(lookups, settings[0].step, parallel_for);
     if (bad.kind != BadLookup::kNone) {
       return BadLookupError(bad, args.names()[bad.table], list->num_rows[bad.table]);
@@ -59,13 +75,12 @@ absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& ar
   int64_t num_indices = 0;
   for (size_t t = 0; t < list->tables.size(); ++t) {
     const RowCounts& counts = live_rows->counts(t);
-    int64_t* counters = list->counters[t];
-    counters[kNumLookups] += counts.num_lookups;
-    counters[kNumSkippedLookups] += counts.num_skipped_lookups;
-    counters[kNumDeferredLookups] += counts.num_deferred_lookups;
-    counters[kNumRowUpdates] += counts.num_row_updates;
-    counters[kNumSkippedRowUpdates] += counts.num_skipped_row_updates;
-    counters[kNumDeferredRowUpdates] += counts.num_deferred_row_updates;
+    AddCounts(counts, list->counters[t]);
+    int64_t* fields = list->counters[t] + kNumCounters;
+    for (const RowCounts& field : live_rows->found().field_counts[t]) {
+      AddCounts(field, fields + 1);
+      fields += kCountersPerField;
+    }
     num_indices += lookups[t].num_lookups;
   }
   pool->Return(std::move(live_rows), num_indices);

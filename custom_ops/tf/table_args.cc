@@ -213,7 +213,10 @@ absl::Status TableArgs::Read(TableVariables* variables, TableList* list) const {
     TF_RETURN_IF_ERROR(CheckSize(t, "changed_rows", *changed_rows, (num_rows + 31) / 32));
     table.changed_rows = Bits<uint32_t>(changed_rows);
     Tensor* counters = variables->tensor(first_changed + num_tables_ + t);
-    TF_RETURN_IF_ERROR(CheckSize(t, "counters", *counters, kNumCounters));
+    const int64_t num_fields =
+        std::max<int64_t>(0, counters->NumElements() - kNumCounters) / kCountersPerField;
+    TF_RETURN_IF_ERROR(
+        CheckSize(t, "counters", *counters, kNumCounters + num_fields * kCountersPerField));
     for (Tensor* tensor : large) {
       if (memory_ == Memory::kDevice) break;
       UseHugePages(const_cast<char*>(tensor->tensor_data().data()), tensor->TotalBytes());
@@ -222,6 +225,7 @@ absl::Status TableArgs::Read(TableVariables* variables, TableList* list) const {
     list->num_rows.push_back(num_rows);
     list->dims.push_back(table.dim);
     list->counters.push_back(counters->flat<int64_t>().data());
+    list->num_fields.push_back(num_fields);
   }
   TF_RETURN_IF_ERROR(pools_.Read(variables, first_changed + 2 * num_tables_, list->num_rows,
                                  list->dims, names_, &list->staleness));

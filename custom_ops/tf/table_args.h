@@ -50,7 +50,7 @@ last_steps: int32 [num_rows] per table, see row_clock.h; none for a rule without
   decay.
 changed_rows: int32 [ceil(num_rows / 32)] per table; bit r % 32 of word r / 32 is set when row r is
   written.
-counters: int64 [num_counters] per table, see schema.h.
+counters: int64 [num_counters] per table, and of a collection 7 for each field, see schema.h.
 row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy_reference.md.
 step: The number of this step, 1 in the first.
 tail_rates: [2], the learning rates that the momentum of the step before and of this one will meet.
@@ -90,7 +90,8 @@ class PoolArgs {
 struct TableList {
   std::vector<Table> tables;
   std::vector<int64_t> num_rows, dims;
-  std::vector<int64_t*> counters;    // [kNumCounters] each
+  std::vector<int64_t*> counters;    // [kNumCounters + num_fields * kCountersPerField] each
+  std::vector<int64_t> num_fields;   // 0 of a table that is no collection's
   std::vector<Staleness> staleness;  // of tables with a policy, to which these point
 };
 

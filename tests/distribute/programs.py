@@ -285,6 +285,60 @@ def wire(settings):
     }
 
 
+def collection(settings):
+    """Steps of SGD with rate 1 on fields in one table; and what is said of a bad id."""
+    strategy = connect(settings.get("partitioned"))
+    dims = {"user": 60_000, "item": 40_000, "friend": "user", "shop": 20_000}
+
+    def layer_of_fields():
+        layer = slipstream.SlipstreamEmbeddingCollection(
+            dims, 8, embeddings_initializer=keras.initializers.RandomUniform(seed=3), name="fields"
+        )
+        layer.build()
+        return layer
+
+    alone = layer_of_fields()
+    rows = {name: alone.rows(name) for name in dims}
+    with strategy.scope():
+        layer = layer_of_fields()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    num_wrong = sum(int(np.sum(layer.rows(name) != rows[name])) for name in dims)
+    rng = np.random.default_rng(0)
+    batches = [rng.integers([60_000, 40_000, 60_000, 20_000], size=(64, 4)) for _ in range(4)]
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+
+    def step(ids):
+        with tf.GradientTape() as tape:
+            by_name = layer({"shop": ids[:, 3], "item": ids[:, 1]})
+            loss = -tf.reduce_sum(layer(ids)) - sum(map(tf.reduce_sum, by_name.values()))
+        tables = [*layer._shards]
+        optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
+
+    run = tf.function(lambda ids: strategy.run(step, args=(ids,)))
+    for ids in batches:
+        coordinator.schedule(run, args=(tf.constant(ids),))
+        for place, name, times in ((0, "user", 1), (1, "item", 2), (2, "user", 1), (3, "shop", 2)):
+            np.add.at(rows[name], ids[:, place], np.float32(times))
+    coordinator.join()
+    rows["friend"] = rows["user"]
+    num_wrong += sum(int(np.sum(np.abs(layer.rows(n) - rows[n]) > 1e-5)) for n in dims)
+    stats = vars(optimizer.skip_stats()["fields"])
+    said = ""
+    try:
+        coordinator.schedule(run, args=(tf.constant([[0, 40_000, 0, 0]]),))
+        coordinator.join()
+    except tf.errors.InvalidArgumentError as error:
+        said = str(error)
+    return {
+        "num_shards": len(layer._shards),
+        "num_wrong": num_wrong,
+        "said": said,
+        "num_lookups": stats["num_lookups"],
+        "saves_whole_table": saves_whole_table(layer, table_of(layer)),
+    }
+
+
 def changed_gradients(settings):
     """What is said of steps whose gradients change between the tape and the optimizer."""
     strategy = connect(settings.get("partitioned"))

@@ -23,6 +23,7 @@ from tf_slipstream._compat.common import (
     serialize,
     strategy_of,
     uses_weight_decay,
+    with_field_seed,
 )
 from tf_slipstream._compat.which import IS_KERAS_3, chosen, keras
 from tf_slipstream._compat.wrapping import WrappingOptimizer
@@ -74,4 +75,5 @@ __all__ = [
     "uses_weight_decay",
     "variables_of",
     "with_another_seed",
+    "with_field_seed",
 ]

@@ -1,6 +1,7 @@
 """What is the same in both Kerases, or nearly."""
 
 import collections.abc
+import hashlib
 
 import tensorflow as tf
 
@@ -91,6 +92,24 @@ def constant_value(initializer, shape):
     value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None
     is_array = hasattr(value, "shape") and tuple(value.shape) == tuple(shape)
     return value if is_array else None
+
+
+def with_field_seed(initializer, field, seed):
+    """Returns an initializer like this one that draws a field's own numbers.
+
+    Args:
+        initializer: Keras initializer. Without a seed, or with a generator, which goes on by
+            itself, it stays as it is.
+        field: String; other numbers are drawn for another.
+        seed: Integer, for an initializer whose own seed is None.
+    """
+    own = getattr(initializer, "seed", 0.0)
+    if own is not None and not isinstance(own, int):
+        return initializer
+    text = f"{seed if own is None else own}/{field}"
+    digest = hashlib.sha256(text.encode()).digest()
+    config = {**initializer.get_config(), "seed": int.from_bytes(digest[:4], "little") >> 1}
+    return type(initializer).from_config(config)
 
 
 def serialize(value, kind):

@@ -3,13 +3,14 @@
 import tensorflow as tf
 
 
-def without_padding(grads, ids, *others):
-    """Leaves padding out of what was looked up in a table whose id 0 is padding.
+def without_padding(padding, grads, ids, *others):
+    """Leaves padding out of what was looked up in a table.
 
-    Padding is id 0 where a mask or a combiner lets no gradient through. It would move no row. But
-    it would be counted, and make row 0 the most popular one of the table.
+    Padding is where a mask or a combiner lets no gradient through. It would move no row. But it
+    would be counted, and make its row the most popular one of the table.
 
     Args:
+        padding: Rows that are padding, ascending: 0; of a collection, the first one of each field.
         grads: Float `[num_lookups, dim]`. NaN is a gradient, so that an error stays one.
         ids: int `[num_lookups]`.
         *others: Tensors `[num_lookups, ...]`.
@@ -17,5 +18,9 @@ def without_padding(grads, ids, *others):
     Returns:
         List of the same tensors, less the places of padding.
     """
-    is_lookup = tf.not_equal(ids, 0) | tf.reduce_any(tf.not_equal(grads, 0), axis=1)
+    rows = tf.constant(padding, ids.dtype)
+    # The last one that is not behind the id.
+    place = tf.searchsorted(rows, ids, side="right") - 1
+    is_padding = tf.equal(tf.gather(rows, tf.maximum(place, 0)), ids)
+    is_lookup = ~is_padding | tf.reduce_any(tf.not_equal(grads, 0), axis=1)
     return [tf.boolean_mask(one, is_lookup) for one in (grads, ids, *others)]

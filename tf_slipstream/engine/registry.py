@@ -17,13 +17,15 @@ class TableSpec:
         policy: As the layer's argument.
         shards: On parameter servers, weak references to the variables, of Keras or TensorFlow, that
             the table is in; else empty.
-        has_padding: Whether id 0 is padding: `mask_zero` of the layer.
+        row_ends: Of a collection, for each field that has rows the row behind its last; else empty.
+        padding: Rows of ids that are padding, ascending, where the layer has `mask_zero`.
     """
 
     name: str
     policy: object
     shards: tuple = ()
-    has_padding: bool = False
+    row_ends: tuple = ()
+    padding: tuple = ()
 
     def shard_variables(self):
         """Returns the variables that the table is in, on parameter servers."""

@@ -263,8 +263,8 @@ class ServerTable:
         is_one = len(noted) == 1
         counts = noted[0].counts if is_one else tf.unique_with_counts(ids).count
         distinct, sums = sum_gradients(self.cache, ids, values)
-        if registry.table_spec(self.states[0].table).has_padding:
-            sums, distinct, counts = without_padding(sums, distinct, counts)
+        if padding := registry.table_spec(self.states[0].table).padding:
+            sums, distinct, counts = without_padding(padding, sums, distinct, counts)
         stored = [wait for one in noted for wait in one.stored]
         return SummedGradient(distinct, sums, counts, stored)
 

@@ -1,5 +1,6 @@
 """The tables that an optimizer trains: their state, and what a step does to them."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -20,11 +21,13 @@ from tf_slipstream.ops.apply_rows import apply_rows
 from tf_slipstream.ops.live_slices import live_slices
 from tf_slipstream.ops.settle_rows import settle_rows
 from tf_slipstream.state import schema
-from tf_slipstream.state.resizing import copy_state, num_entries_to_evict
+from tf_slipstream.state.resizing import Source, fill_state, num_entries_to_evict
 from tf_slipstream.state.stats import SkipStats, sum_stats
 from tf_slipstream.state.table import (
     counters_of,
+    field_counts_of,
     new_table_state,
+    num_sleeping,
     pool_capacity,
     read_policy_states,
     set_counter,
@@ -102,6 +105,7 @@ class Tables:
             return _compat.tf_variable(added)
 
         registry.add_holder(table, self)
+        on_servers = is_on_servers(self._strategy)
         return new_table_state(
             add,
             name,
@@ -110,8 +114,9 @@ class Tables:
             policy,
             row_int=_library.row_int_dtype(table.device),
             has_clock=self._inner.has_clock,
-            num_workers=num_tasks("worker") if is_on_servers(self._strategy) else None,
+            num_workers=num_tasks("worker") if on_servers else None,
             local_held=self._new_local_held(table, policy),
+            row_ends=() if on_servers else registry.table_spec(table).row_ends,
         )
 
     def _new_local_held(self, table, policy):
@@ -165,26 +170,41 @@ class Tables:
         """Returns the `TableState` of a variable; None where it is no table of these."""
         return self._states.get(id(_compat.tf_variable(variable)))
 
-    def replace(self, old, new):
+    def replace(self, old, new, ranges):
         """Has a table of another number of rows take the place of one, with its rows and state.
 
         Args:
             old: Variable of a table of these, of Keras or TensorFlow.
             new: Variable of the table that takes its place, with the values of its new rows.
+            ranges: List of `RowRange`: which rows of the new table are which of the old one.
 
         Returns:
             The `TableState`s of the two.
         """
         before, table = self.state_of(old), _compat.tf_variable(new)
-        if num_entries_to_evict(before, int(table.shape[0])):
+        if num_entries_to_evict(before, ranges, int(table.shape[0])):
             self.settle()
         after = self._new_state(table, before.name, before.policy)
-        copy_state(before, after)
+        fill_state(after, [Source(before, ranges)])
         states = [after if state is before else state for state in self.states]
         self._variables[id(table)] = new
         self._variables = {id(s.table): self._variables[id(s.table)] for s in states}
         self._states = {id(state.table): state for state in states}
         return before, after
+
+    def adopt(self, table, sources):
+        """Gives a table the rows and the state of tables of another optimizer.
+
+        Args:
+            table: `tf.Variable` of a table of these, for which nothing is held.
+            sources: List of `Source`.
+        """
+        fill_state(self._states[id(table)], sources)
+
+    @property
+    def rule(self):
+        """The `UpdateRule` of the tables."""
+        return self._inner.rule
 
     def apply(self, tables, dense, apply_dense, loss_scale, are_summed):
         """Does a training step.
@@ -379,6 +399,37 @@ class Tables:
             for name, states in self._way.states.items()
         }
 
+    def field_stats(self, table):
+        """Returns a list of `SkipStats`, one for each field of a collection that has rows.
+
+        Args:
+            table: The collection's `tf.Variable`.
+
+        Raises:
+            ValueError: Where lookups are not counted by field.
+        """
+        self.check_refused()
+        state = self._states[id(table)]
+        if not self.is_on_one_device or _library.is_gpu(table.device):
+            raise ValueError(
+                f"Lookups of collection '{state.name}' are counted by field on one CPU device "
+                "alone, and not on replicas, parameter servers or a GPU. `optimizer.skip_stats()` "
+                "has the counts of all its fields together."
+            )
+        (of_all,) = _stats_of([state]).values()
+        found, start = [], 0
+        for counts, end in zip(field_counts_of(state), state.row_ends, strict=True):
+            found.append(
+                dataclasses.replace(
+                    of_all,
+                    **dict(zip(schema.ROW_COUNTS, map(int, counts))),
+                    num_stale_rows=num_sleeping(state, start, end),
+                    num_rows=end - start,
+                )
+            )
+            start = end
+        return found
+
     def cache_stats(self):
         """Returns `CacheStats` by the name of a table; none but on parameter servers."""
         return self._way.cache_stats() if self.is_on_servers else {}
@@ -402,8 +453,8 @@ def _as_slices(grad, state, loss_scale):
     if not isinstance(grad, tf.IndexedSlices):
         # A regularizer's gradient, say: every row has one.
         grad = tf.IndexedSlices(grad, tf.range(state.num_rows, dtype=tf.int64))
-    elif registry.table_spec(state.table).has_padding:
-        grad = tf.IndexedSlices(*without_padding(grad.values, grad.indices))
+    elif padding := registry.table_spec(state.table).padding:
+        grad = tf.IndexedSlices(*without_padding(padding, grad.values, grad.indices))
     values = tf.cast(grad.values, tf.float32)
     if loss_scale:
         values /= loss_scale

@@ -58,7 +58,8 @@ def _check_table(rule, state):
     _check_dtype(state.table, (tf.float32, tf.bfloat16))
     num_rows = state.num_rows
     expected = [("changed_rows", state.changed_rows, _ROW_INT, -(-num_rows // 32))]
-    expected.append(("counters", state.counters, (tf.int64,), len(schema.COUNTERS)))
+    num_counters = len(schema.COUNTERS) + len(state.row_ends) * schema.COUNTERS_PER_FIELD
+    expected.append(("counters", state.counters, (tf.int64,), num_counters))
     for slot, variable in zip(rule.slots, state.slots, strict=True):
         slot_dim = 1 if slot.per_row else state.dim
         expected.append(("slot", variable, (tf.float32,), num_rows * slot_dim))

@@ -79,8 +79,9 @@ def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, 
     with tf.control_dependencies([_checks.check_step(settings.step), *grad_scales]):
         rows = find_rows(states, slices)
     done = []
-    for state, found, scale, decay, num in zip(
+    for state, one, found, scale, decay, num in zip(
         states,
+        slices,
         rows,
         grad_scales,
         weight_decays,
@@ -89,7 +90,10 @@ def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, 
     ):
         grads = _clipped(found.values * scale, settings.clip_value)
         done += update_rows(rule, state, found.indices, grads, settings, decay)
-        done.append(state.counters.assign_add(_counts(found, num)))
+        counts = _counts(found, num)
+        if state.row_ends:
+            counts = tf.concat([counts, _field_counts(state, one, found, num)], axis=0)
+        done.append(state.counters.assign_add(counts))
     return done
 
 
@@ -99,6 +103,23 @@ def _counts(found, num_lookups):
     counts = [*lookups, num_rows]
     counts += [0] * (len(schema.COUNTERS) - len(counts))
     return tf.stack([tf.cast(count, tf.int64) for count in counts])
+
+
+def _field_counts(state, slices, found, num_lookups):
+    """Returns what is added to the counters of a table's fields, `[num_fields * 7]`."""
+    num_fields = len(state.row_ends)
+    if num_lookups is not None:
+        # They stand for more lookups than there are here.
+        return tf.zeros([num_fields * schema.COUNTERS_PER_FIELD], tf.int64)
+
+    def count(ids):
+        fields = tf.searchsorted(tf.constant(state.row_ends, ids.dtype), ids, side="right")
+        return tf.math.bincount(fields, minlength=num_fields, dtype=tf.int64)
+
+    columns = [tf.zeros([num_fields], tf.int64)] * schema.COUNTERS_PER_FIELD
+    columns[1 + schema.ROW_COUNTS.index("num_lookups")] = count(slices.indices)
+    columns[1 + schema.ROW_COUNTS.index("num_row_updates")] = count(found.indices)
+    return tf.reshape(tf.stack(columns, axis=1), [-1])
 
 
 def _clipped(grads, clip_value):

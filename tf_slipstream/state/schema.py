@@ -48,6 +48,10 @@ ROW_COUNTS = (
 # table; the publication that `changed_rows` counts from; the last step of a push from a worker.
 COUNTERS = (*ROW_COUNTS, "num_refused_steps", "publication", "push_step")
 
+# Of a collection's table, after those for each field that has rows: the row behind its last, and
+# its `ROW_COUNTS`.
+COUNTERS_PER_FIELD = 1 + len(ROW_COUNTS)
+
 # What a parameter server counts of each worker, int64 each: rows that it read, rows that it had
 # instead, batches that it holds now, batches that a worker held which was replaced, and which
 # worker it is.

@@ -28,7 +28,8 @@ class TableState:
             moments and weight decay.
         changed_rows: int32 `[ceil(num_rows / 32)]`: bit `r % 32` of word `r / 32` is set when row
             `r` is written. Whoever publishes changes clears it.
-        counters: int64 `[len(schema.COUNTERS)]`.
+        counters: int64 `[len(schema.COUNTERS)]`, and `schema.COUNTERS_PER_FIELD` more for each of
+            `row_ends`.
         policy: `StalenessPolicy`, or None: every row is live, and the rest is None as well.
         correlation: The update rule's.
         row_states: int32 `[num_rows]`; this and the rest as docs/policy_reference.md defines it.
@@ -37,6 +38,8 @@ class TableState:
         policy_state: float64 `[len(schema.POLICY_STATE)]`.
         local_held: float32 `[capacity, dim]`, gradients of sleeping rows that one of several
             replicas holds, and which the pool does not; None where the pool holds all.
+        row_ends: Of a collection whose lookups are counted by field, for each field the row behind
+            its last; else empty.
         worker_counters: int64 `[num_workers, len(schema.WORKER_COUNTERS)]`; None but on a parameter
             server.
     """
@@ -55,6 +58,7 @@ class TableState:
     policy_state: tf.Variable | None = None
     local_held: tf.Variable | None = None
     worker_counters: tf.Variable | None = None
+    row_ends: tuple = ()
 
     @property
     def num_rows(self):
@@ -71,7 +75,16 @@ def pool_capacity(policy, num_rows):
 
 
 def new_table_state(
-    add, name, table, rule, policy, row_int, has_clock, num_workers=None, local_held=None
+    add,
+    name,
+    table,
+    rule,
+    policy,
+    row_int,
+    has_clock,
+    num_workers=None,
+    local_held=None,
+    row_ends=(),
 ):
     """Returns the `TableState` of a table that was never trained.
 
@@ -85,19 +98,24 @@ def new_table_state(
         has_clock: Whether there are `last_steps`.
         num_workers: Of a cluster, where the table is on a parameter server; else None.
         local_held: As the attribute.
+        row_ends: As the attribute.
     """
     num_rows, dim = map(int, table.shape)
     slots = tuple(
         add(s.name, (num_rows, 1 if s.per_row else dim), "float32", s.initial_value)
         for s in rule.slots
     )
+    counters = [0] * len(schema.COUNTERS)
+    for end in row_ends:
+        counters += [end, *[0] * len(schema.ROW_COUNTS)]
     state = TableState(
         name=name,
         table=table,
         slots=slots,
         last_steps=add("last_steps", (num_rows,), row_int, 0) if has_clock else None,
         changed_rows=add("changed_rows", (-(-num_rows // 32),), row_int, 0),
-        counters=add("counters", (len(schema.COUNTERS),), "int64", 0),
+        counters=add("counters", (len(counters),), "int64", counters),
+        row_ends=tuple(row_ends),
         correlation=rule.correlation,
         local_held=local_held,
     )
@@ -163,6 +181,16 @@ def read_policy_states(states):
     return [dict(zip(schema.POLICY_STATE, values, strict=True)) for values in read]
 
 
+def num_sleeping(state, start, end):
+    """Returns how many of the rows from `start` to before `end` sleep."""
+    if state.policy is None:
+        return 0
+    num_entries = int(state.policy_state[schema.POLICY_STATE.index("num_entries")])
+    ints = state.pool_ints[:num_entries].numpy()
+    rows, wake_steps = (ints[:, schema.POOL_INTS.index(name)] for name in ("row", "wake_step"))
+    return int(((start <= rows) & (rows < end) & (wake_steps > 0)).sum())
+
+
 def set_policy_state(state, column, value):
     """Sets one column of a table's policy state, whatever a step that runs now writes of others."""
     place = np.array([schema.POLICY_STATE.index(column)])
@@ -174,8 +202,16 @@ def counters_of(states):
     """Returns the counters of tables, a list of dicts by column."""
     if not states:
         return []
-    read = tf.stack([state.counters for state in states]).numpy().tolist()
+    num = len(schema.COUNTERS)
+    parts = [state.counters[:num] if state.row_ends else state.counters for state in states]
+    read = tf.stack(parts).numpy().tolist()
     return [dict(zip(schema.COUNTERS, values, strict=True)) for values in read]
+
+
+def field_counts_of(state):
+    """Returns int64 `[num_fields, len(schema.ROW_COUNTS)]`, what a table counts of its fields."""
+    fields = state.counters.numpy()[len(schema.COUNTERS) :]
+    return fields.reshape(-1, schema.COUNTERS_PER_FIELD)[:, 1:]
 
 
 def set_counter(state, column, value):

@@ -1,0 +1,205 @@
+"""What the layers that have a table share: its variable, its lookup, and how it is saved."""
+
+import numbers
+import weakref
+
+import tensorflow as tf
+
+from tf_slipstream import _compat, _keras_hooks
+from tf_slipstream.combiner import COMBINERS
+from tf_slipstream.engine import registry
+from tf_slipstream.engine.server_table import is_on_worker, num_tasks
+from tf_slipstream.ops.gather_rows import gather_rows
+from tf_slipstream.policy import StalenessPolicy, as_policy
+
+# Below this a table is initialised as Keras does it, with two or three times its memory for a
+# moment.
+_LARGE_TABLE_BYTES = 1 << 26
+
+
+class TableLayer:
+    """A mixin for a Keras layer, before the Keras class.
+
+    A subclass has `num_rows`, `output_dim`, `mask_zero`, `embeddings_regularizer` and
+    `embeddings_constraint`, and a method `_initialize_table(shape, dtype=None, shard=0, first_row=0, **kwargs)`, which makes
+    a table, or the rows of a shard of it.
+    """
+
+    def _init_table(self, combiner, policy):
+        """Takes arguments, before Keras's `__init__`."""
+        if combiner is not None and combiner not in COMBINERS:
+            raise ValueError(f"`combiner` must be None or one of {COMBINERS}, got {combiner!r}.")
+        # What the layer does is in `_combiner`: a subclass may have a `combiner` of its own.
+        self.combiner = self._combiner = combiner
+        self.policy = as_policy(policy, also=("default",))
+
+    def _finish_init(self, mask_zero):
+        """Checks and sets what only Keras's `__init__` knows of."""
+        if _compat.is_unsupported_dtype_policy(self):
+            raise ValueError(
+                f"The table of {self._user} must be float32 or bfloat16, "
+                f"got dtype '{self.dtype_policy.name}'. For faster compute use 'mixed_bfloat16' or "
+                "'mixed_float16': the table stays float32 and only the rows read are cast."
+            )
+        # XLA would read the whole table, and does not know the optimizer's ops: jit_compile="auto"
+        # then leaves the model uncompiled.
+        self.supports_jit = False
+        self.supports_masking = mask_zero
+
+    @property
+    def _user(self):
+        """The layer in errors."""
+        return f"{type(self).__name__} '{self.name}'"
+
+    def build(self, input_shape=None):
+        if self.built:
+            return
+        arguments = {
+            "shape": (self.num_rows, self.output_dim),
+            "initializer": self._initialize_table,
+            "name": "embeddings",
+            "regularizer": self.embeddings_regularizer,
+            "constraint": self.embeddings_constraint,
+            "trainable": True,
+        }
+        strategy = tf.distribute.get_strategy()
+        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            tables = self._add_shards(strategy, arguments)
+            self._shard_variables = tuple(tables)
+        else:
+            tables = [_compat.add_table(self, **arguments)]
+            self._shard_variables = ()
+        self._spec = registry.TableSpec(
+            self.name,
+            self.policy,
+            shards=tuple(map(weakref.ref, self._shard_variables)),
+            row_ends=self._row_ends(),
+            padding=self._padding() if self.mask_zero else (),
+        )
+        for table in tables:
+            registry.add_table(table, self._spec)
+        self._register_tables()
+        self.built = True
+
+    def _row_ends(self):
+        """Returns for each field that has rows the row behind its last; nothing without fields."""
+        return ()
+
+    def _padding(self):
+        """Returns the rows that id 0 has, ascending."""
+        return (0,)
+
+    def _register_tables(self):
+        """Lets the tables be found by their `tf.Variable`s.
+
+        There are none yet while Keras 3 builds a subclassed model in its first call.
+        """
+        for table in self._shard_variables or (_compat.table_of(self),):
+            value = _compat.tf_variable(table)
+            if isinstance(value, tf.Variable):
+                registry.add_table(value, self._spec)
+
+    @property
+    def _shards(self):
+        """On parameter servers, the `tf.Variable`s that the table is in; else empty."""
+        return tuple(map(_compat.tf_variable, self._shard_variables))
+
+    def _add_shards(self, strategy, arguments):
+        if self.embeddings_regularizer is not None:
+            raise ValueError(
+                f"{self._user} has an `embeddings_regularizer`, which under "
+                "ParameterServerStrategy would send the whole table over the network in every "
+                "step. Use `weight_decay` of the optimizer, which acts on the rows looked up."
+            )
+        return _compat.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
+
+    def _lookup(self, ids):
+        """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
+        if self._shards:
+            return self._lookup_on_servers(ids)
+        # The op's name carries the table's into the error for a bad id; eager execution drops it.
+        try:
+            return tf.gather(self._table(), ids, name=f"table_{self.name}")
+        except tf.errors.InvalidArgumentError as error:
+            message = f"table '{self.name}': {error.message}"
+            raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
+
+    def _lookup_on_servers(self, ids):
+        flat = tf.reshape(ids, [-1])
+        holders = registry.holders_of(self._shards[0])
+        if holders and is_on_worker():
+            rows = holders[-1].lookup(self._shards[0], flat)
+        else:
+            rows = gather_rows(self._shards, flat, f"table_{self.name}")
+        return tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], axis=0))
+
+    def get_config(self):
+        config = super().get_config()
+        config["combiner"] = self._combiner
+        config["policy"] = _compat.serialize(self.policy, StalenessPolicy)
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        # That of a `keras.layers.Embedding` has none.
+        config["policy"] = _compat.deserialize(config.get("policy", "default"))
+        return super().from_config(config)
+
+    def save_own_variables(self, store):
+        self._settle()
+        if len(self._shards) > 1:
+            # As from a machine that has the whole table.
+            store["0"] = tf.concat([shard.value() for shard in self._shards], axis=0).numpy()
+        else:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store):
+        with _keras_hooks.loading():
+            if self.built and len(self._shards) > 1:
+                sizes = [int(shard.shape[0]) for shard in self._shards]
+                for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
+                    shard.assign(rows)
+            else:
+                super().load_own_variables(store)
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.
+        if save_type == "savedmodel":
+            self._settle()
+        return super()._trackable_children(save_type, **kwargs)
+
+    def _settle(self):
+        if self.built:
+            _keras_hooks.settle(self._shards or [self._table()])
+
+    def _table(self):
+        return _compat.tf_variable(_compat.table_of(self))
+
+
+def draw(initializer, shape, dtype, num_rows, **kwargs):
+    """Returns the first values of a table, or of a part of it.
+
+    Args:
+        initializer: Keras initializer.
+        shape: `(*, output_dim)`, of the table or part.
+        dtype: Their dtype.
+        num_rows: Rows of the whole table.
+        **kwargs: Of tf_keras, for a part of a table.
+    """
+    is_large = 4 * num_rows * shape[1] >= _LARGE_TABLE_BYTES
+    if not is_large or not _compat.makes_its_numbers(initializer):
+        return initializer(shape, dtype=dtype, **kwargs)
+    # Compiled, an initializer works in the memory of its result. The random numbers are others
+    # than Keras's for the same seed, and the same in every run.
+    try:
+        return tf.function(lambda: initializer(shape, dtype=dtype, **kwargs), jit_compile=True)()
+    except tf.errors.OpError:
+        # Not every device has XLA.
+        return initializer(shape, dtype=dtype, **kwargs)
+
+
+def check_dim(argument, dim):
+    """Checks that an argument is a positive integer, which older releases of Keras 3 do not."""
+    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or dim <= 0:
+        raise ValueError(f"`{argument}` must be a positive integer, got {dim!r}.")
