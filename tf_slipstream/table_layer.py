@@ -21,8 +21,8 @@ class TableLayer:
     """A mixin for a Keras layer, before the Keras class.
 
     A subclass has `num_rows`, `output_dim`, `mask_zero`, `embeddings_regularizer` and
-    `embeddings_constraint`, and a method `_initialize_table(shape, dtype=None, shard=0, first_row=0, **kwargs)`, which makes
-    a table, or the rows of a shard of it.
+    `embeddings_constraint`, and a method `_initialize_table(shape, dtype=None, shard=0,
+    first_row=0, **kwargs)`, which makes a table, or the rows of a shard of it.
     """
 
     def _init_table(self, combiner, policy):
