@@ -16,7 +16,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / PACKAGE).rglob("*.py"))
 }
-OPTIONAL_PACKAGES = ("pandas", "pyarrow", "matplotlib", "tqdm")
+OPTIONAL_PACKAGES = ("pandas", "pyarrow", "matplotlib", "prometheus_client", "tqdm")
 
 # From the bottom up: a module imports from its own layer and from those below.
 LAYERS = (

@@ -15,7 +15,14 @@ import typing
 
 if typing.TYPE_CHECKING:
     from tf_slipstream import data, distribute, export
-    from tf_slipstream.callbacks import SkipGuard, SkipHistory
+    from tf_slipstream.callbacks import (
+        Alarm,
+        AlarmError,
+        AlarmEvent,
+        SkipGuard,
+        SkipHistory,
+        SlipstreamMonitor,
+    )
     from tf_slipstream.embedding import SlipstreamEmbedding
     from tf_slipstream.ops import build_info
     from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -28,11 +35,15 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alarm",
+    "AlarmError",
+    "AlarmEvent",
     "RowWiseAdagrad",
     "SkipGuard",
     "SkipHistory",
     "SkipStats",
     "SlipstreamEmbedding",
+    "SlipstreamMonitor",
     "SlipstreamOptimizer",
     "StalenessPolicy",
     "build_info",
@@ -46,11 +57,15 @@ __all__ = [
 
 # By name, the module that has it; of a module that is public itself, its own.
 _HOMES = {
+    "Alarm": "callbacks",
+    "AlarmError": "callbacks",
+    "AlarmEvent": "callbacks",
     "RowWiseAdagrad": "row_wise_adagrad",
     "SkipGuard": "callbacks",
     "SkipHistory": "callbacks",
     "SkipStats": "state.stats",
     "SlipstreamEmbedding": "embedding",
+    "SlipstreamMonitor": "callbacks",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
     "build_info": "ops",
