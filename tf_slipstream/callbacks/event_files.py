@@ -1,7 +1,7 @@
 """Scalars and histograms in the files that TensorBoard reads.
 
-TensorFlow writes the files; `tf.summary.scalar` needs the package tensorboard, which only those
-need who look at them. The two kinds of data are those of TensorBoard's plugins of the same names.
+TensorFlow writes the files, all values of a step at once. `tf.summary.scalar` would need the
+package tensorboard, which only those need who look at them.
 """
 
 import warnings
@@ -41,12 +41,10 @@ class EventFiles:
                 self._writer = tf.summary.create_file_writer(
                     self._log_dir, filename_suffix=".slipstream"
                 )
-            with self._writer.as_default(step=int(step)), tf.device("cpu:0"):
-                for tag, value in scalars.items():
-                    tf.summary.write(tag, np.float32(value), metadata=_metadata("scalars"))
-                for tag, values in histograms.items():
-                    if len(values):
-                        tf.summary.write(tag, _buckets(values), metadata=_metadata("histograms"))
+            summary = _summary(scalars, histograms).SerializeToString()
+            # One op, where one for each value takes a hundred times as long.
+            with self._writer.as_default(), tf.device("cpu:0"):
+                tf.summary.experimental.write_raw_pb(summary, step=int(step))
             self._writer.flush()
         except (tf.errors.OpError, OSError) as error:
             self._has_failed = True
@@ -63,21 +61,26 @@ class EventFiles:
             self._writer = None
 
 
-def _metadata(plugin):
-    metadata = tf.compat.v1.SummaryMetadata()
-    metadata.plugin_data.plugin_name = plugin
-    metadata.data_class = {"scalars": 1, "histograms": 2}[plugin]  # DATA_CLASS_SCALAR, _TENSOR
-    return metadata
+def _summary(scalars, histograms):
+    summary = tf.compat.v1.Summary()
+    for tag, value in scalars.items():
+        summary.value.add(tag=tag, simple_value=value)
+    for tag, values in histograms.items():
+        values = np.asarray(values, np.float64)
+        values = values[np.isfinite(values)]
+        if len(values):
+            summary.value.add(tag=tag, histo=_histogram(values))
+    return summary
 
 
-def _buckets(values):
-    """Returns float64 `[num_buckets, 3]`: left edge, right edge, count."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.zeros([0, 3])
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.array([[low - 0.5, high + 0.5, len(values)]])
-    counts, edges = np.histogram(values, _NUM_BUCKETS, (low, high))
-    return np.stack([edges[:-1], edges[1:], counts.astype(np.float64)], axis=1)
+def _histogram(values):
+    counts, edges = np.histogram(values, _NUM_BUCKETS)
+    return tf.compat.v1.HistogramProto(
+        min=values.min(),
+        max=values.max(),
+        num=len(values),
+        sum=values.sum(),
+        sum_squares=(values**2).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )

@@ -114,8 +114,7 @@ def _sample(state, policy_state, step, max_rows):
     num_entries = max(0, min(int(policy_state["num_entries"]), int(state.pool_ints.shape[0])))
     num = min(num_entries, max_rows)
     places = np.arange(num, dtype=np.int64) * num_entries // max(num, 1)
-    ints = tf.gather(state.pool_ints, places).numpy()
-    entries = dict(zip(schema.POOL_INTS, ints.T, strict=True))
+    entries = dict(zip(schema.POOL_INTS, tf.gather(state.pool_ints, places).numpy().T, strict=True))
     floats = tf.gather(state.pool_floats, places).numpy()
     dim = state.dim
     held, snapshots, paths = floats[:, :dim], floats[:, dim : 2 * dim], floats[:, 2 * dim]
@@ -150,7 +149,8 @@ def _drifts(state, rows, snapshots, paths, entries):
         if metric == "coherence":
             # Rows that sleep get the whole effect of a gradient at once.
             correlations = np.where(entries["period"] > 1, 0.0, state.correlation)
-            noise = np.array([_noise(*pair) for pair in zip(num, correlations)])
+            pairs, which = np.unique([num, correlations], axis=1, return_inverse=True)
+            noise = np.array([_noise(*pair) for pair in pairs.T])[which]
             return np.where(paths > 0, distances**2 / (paths * noise), 0.0)
         if metric == "relative_l2":
             relative = distances / np.linalg.norm(snapshots.astype(np.float64), axis=1)
