@@ -1,8 +1,9 @@
 """The popularity part of a policy's state machine, run over a log without training.
 
-docs/policy_reference.md with every row at rest whenever it is judged, and a learning rate that does
-not change: what is deferred then follows from the ids alone. Rows that move sleep less, so that
-these counts bound those of a policy in training.
+docs/policy_reference.md with a learning rate that does not change. What is deferred then depends on
+the ids, and on whether rows are at rest whenever they are judged. With every row at rest it follows
+from the ids alone, and bounds what a policy defers in training. With rows that walk at random it is
+what training is expected to do: noise alone makes some rows look as if they swung.
 """
 
 import math
@@ -26,11 +27,13 @@ _COLUMNS = (
 class Popularity:
     """What a policy would defer and skip of a log's lookups.
 
-    A row that becomes popular gets a *slot* from the caller, for good. All policies may share slots.
+    A row that becomes popular gets a *slot* from the caller, for good. Policies may share slots.
 
     Args:
         policy: `StalenessPolicy`.
         num_fields: Tables.
+        walk_dim: In how many directions rows walk at random; None: every row is at rest. Only for a
+            policy that defers by coherence; under another every row is at rest all the same.
 
     Attributes:
         num_deferred_lookups, num_skipped_lookups, num_deferred_row_updates,
@@ -38,8 +41,13 @@ class Popularity:
         num_popular: int64 `[num_fields]`.
     """
 
-    def __init__(self, policy, num_fields):
+    def __init__(self, policy, num_fields, walk_dim=None):
         self.policy = policy
+        walks = policy.on_stale == "defer" and policy.drift_metric == "coherence"
+        self._walk_dim = walk_dim if walks else None
+        self._rng = np.random.default_rng(0)
+        # By slot: how far the row came since its snapshot, and over which path.
+        self._net, self._path = np.zeros((1024, walk_dim or 0)), np.zeros(1024)
         names = ("num_deferred_lookups", "num_skipped_lookups")
         for name in (*names, "num_deferred_row_updates", "num_skipped_row_updates", "num_popular"):
             setattr(self, name, np.zeros(num_fields, np.int64))
@@ -96,6 +104,10 @@ class Popularity:
         grown[0] = -1
         grown[:, : self._slots.shape[1]] = self._slots
         self._slots = grown
+        self._net, self._path = (
+            np.concatenate([one, np.zeros((size - len(one), *one.shape[1:]))])
+            for one in (self._net, self._path)
+        )
 
     def _look_up(self, step, slots, fields, num_lookups):
         wake, live = self._column("wake_step")[slots], self._column("live_step")[slots]
@@ -127,6 +139,15 @@ class Popularity:
         limit = np.maximum(1, np.minimum(policy.max_sleep, num_updates // policy.updates_per_sleep))
         num_judged = np.where(skips & (is_skipped > 0), policy.probe, policy.window)
         is_judged = window >= num_judged
+        at_rest = np.ones(len(slots), bool)
+        if self._walk_dim is not None:
+            drift = self._walk(slots, k)
+            swings = drift < policy.min_drift
+            is_judged |= swings & (period > 1) & (2 * window >= policy.window)
+            threshold = policy.max_threshold if policy.threshold is None else policy.threshold
+            at_rest = ~swings & (drift <= threshold)
+            self._net[slots[is_judged]] = 0
+            self._path[slots[is_judged]] = 0
         before = period.copy()
         if skips:
             num_sleep = np.where(is_judged, np.minimum(period, limit), 0)
@@ -134,7 +155,8 @@ class Popularity:
             is_skipped = np.where(is_judged, 1, is_skipped)
         else:
             longer = np.minimum(np.maximum(2 * period, policy.first_sleep), limit)
-            period = np.where(is_judged, longer, period)
+            changed = np.where(at_rest, longer, np.maximum(1, period // 2))
+            period = np.where(is_judged, changed, period)
             if policy.skip_below > 0:
                 is_skipped = np.where(is_judged, 1, is_skipped)
             sleeps = is_judged | (slept & ~was_woken)
@@ -157,6 +179,14 @@ class Popularity:
         ):
             self._column(name)[slots] = values
 
+    def _walk(self, slots, num_batches):
+        """Takes a step of each row, of so many batches; returns the rows' coherence."""
+        steps = self._rng.standard_normal((len(slots), self._walk_dim))
+        steps *= np.sqrt(num_batches)[:, None]
+        self._net[slots] += steps
+        self._path[slots] += (steps**2).sum(axis=1)
+        return (self._net[slots] ** 2).sum(axis=1) / self._path[slots]
+
     def _promote(self, step, slots, fields, num_batches, num_rows):
         for field in np.unique(fields):
             mine = np.flatnonzero(fields == field)
@@ -175,6 +205,7 @@ class Popularity:
                 else:
                     break
                 period = self.policy.first_sleep if self.policy.on_stale == "skip" else 1
+                self._net[slot], self._path[slot] = 0, 0
                 new = [entry, 0, step, int(num_batches[index]), 0, period, 0, 0]
                 self._slots[:, slot] = new
             self.num_popular[field] = len(pool)

@@ -67,6 +67,8 @@ class RowSpace:
             ended = left[found == _EMPTY]
             rows[ended] = starts[ended] + (mixed(keys[ended]) & masks[ended]).astype(np.int64)
             left = left[(found != keys[left]) & (found != _EMPTY)]
-            rows[left] = starts[left] + ((rows[left] - starts[left] + 1) & masks[left].astype(np.int64))
+            rows[left] = starts[left] + (
+                (rows[left] - starts[left] + 1) & masks[left].astype(np.int64)
+            )
             left = left[self._keys[rows[left]] != keys[left]]
         return rows.reshape(-1, len(self.num_keys))

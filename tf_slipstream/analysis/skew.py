@@ -54,4 +54,3 @@ def zipf_exponent(counts):
         else:
             high = middle
     return low
-

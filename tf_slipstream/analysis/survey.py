@@ -18,6 +18,9 @@ _TRAINING_SHARE = 0.8
 _HEAD_EXAMPLES = 2**18
 # Batches of each size that are looked at for the share of distinct ids, at least.
 _MIN_SAMPLES = 64
+# In how many directions rows of a model walk, by what its optimizer makes of gradients: found on
+# Criteo's log (docs/analyze.md has how well it fits there and on others).
+WALK_DIMS = {"sgd": 4, "momentum": 2, "adagrad": 4, "rmsprop": 3, "adam": 3, "ftrl": 4}
 BATCH_SIZES = (256, 1024, 2048, 8192, 32_768)
 
 
@@ -28,6 +31,7 @@ class Options:
     Attributes:
         batch_size: Examples of a step.
         policies: Dict from a name to a `StalenessPolicy` to forecast.
+        optimizer: A key of `WALK_DIMS`.
         sample: Share of the log that is read, in (0, 1].
         shuffle: Examples of a buffer within which they are shuffled for the forecast; 0: none.
         max_bytes: Memory for counts, about.
@@ -35,6 +39,7 @@ class Options:
 
     batch_size: int = 2048
     policies: dict = dataclasses.field(default_factory=dict)
+    optimizer: str = "adagrad"
     sample: float = 1.0
     shuffle: int = 0
     max_bytes: int = 800_000_000
@@ -58,7 +63,11 @@ class Survey:
         self.num_examples = self.num_steps = 0
         self.num_positive = self.num_labelled = 0
         num_fields = len(self.fields)
-        self._policies = {n: Popularity(p, num_fields) for n, p in options.policies.items()}
+        walk_dim = WALK_DIMS[options.optimizer]
+        self._policies = {
+            name: (Popularity(policy, num_fields, walk_dim), Popularity(policy, num_fields))
+            for name, policy in options.policies.items()
+        }
         needed = [policy.min_updates for policy in options.policies.values()]
         self._min_updates = min(needed, default=None)
         self._num_row_updates = np.zeros(num_fields, np.int64)
@@ -158,9 +167,7 @@ class Survey:
     def _end_period(self):
         if len(self._periods) < _MOST_PERIODS and self._in_period.any():
             starts = self._space.starts
-            hot = [
-                hottest(self._in_period[low:high]) for low, high in zip(starts[:-1], starts[1:])
-            ]
+            hot = [hottest(self._in_period[low:high]) for low, high in zip(starts[:-1], starts[1:])]
             self._periods.append((self._period, hot, self._new.copy()))
         self._in_period[:] = 0
         self._new[:] = 0
@@ -210,8 +217,9 @@ class Survey:
         slotted = np.flatnonzero(slots >= 0)
         arguments = [a[slotted].astype(np.int64) for a in (slots, fields, num_batches)]
         arguments += [num_lookups[slotted], order[slotted]]
-        for popularity in self._policies.values():
-            popularity.step(self.num_steps, *arguments, self._space.num_keys)
+        for pair in self._policies.values():
+            for popularity in pair:
+                popularity.step(self.num_steps, *arguments, self._space.num_keys)
 
     def _sample_batches(self, rows):
         """Notes the share of distinct ids in some batches of each size."""
@@ -255,10 +263,8 @@ class Survey:
                     float(self._num_unseen[field] / self._num_late) if self._num_late else None
                 ),
             }
-            found["policies"] = {
-                policy: self._policy_of(popularity, field)
-                for policy, popularity in self._policies.items()
-            }
+            mine = slice(field, field + 1)
+            found["policies"] = {name: self._shares(name, mine) for name in self._policies}
             fields.append(found)
         return {
             "num_examples": self.num_examples,
@@ -270,38 +276,23 @@ class Survey:
             "is_time_ordered": self._is_time_ordered,
             "num_periods": len(self._periods),
             "fields": fields,
-            "policies": {
-                policy: self._policy_in_all(popularity)
-                for policy, popularity in self._policies.items()
-            },
+            "policies": {name: self._shares(name, slice(None)) for name in self._policies},
         }
 
-    def _policy_of(self, popularity, field):
-        return {
-            "lookups_deferred": float(
-                popularity.num_deferred_lookups[field] / self._num_lookups[field]
-            ),
-            "row_updates_deferred": float(
-                popularity.num_deferred_row_updates[field] / self._num_row_updates[field]
-            ),
-            "lookups_skipped": float(
-                popularity.num_skipped_lookups[field] / self._num_lookups[field]
-            ),
-            "row_updates_skipped": float(
-                popularity.num_skipped_row_updates[field] / self._num_row_updates[field]
-            ),
-            "num_popular": int(popularity.num_popular[field]),
-        }
-
-    def _policy_in_all(self, popularity):
-        lookups, updates = self._num_lookups.sum(), self._num_row_updates.sum()
-        return {
-            "lookups_deferred": float(popularity.num_deferred_lookups.sum() / lookups),
-            "row_updates_deferred": float(popularity.num_deferred_row_updates.sum() / updates),
-            "lookups_skipped": float(popularity.num_skipped_lookups.sum() / lookups),
-            "row_updates_skipped": float(popularity.num_skipped_row_updates.sum() / updates),
-            "num_popular": int(popularity.num_popular.sum()),
-        }
+    def _shares(self, name, fields):
+        """Returns the shares that a policy is expected to defer or skip, and the most it may."""
+        shares = {}
+        for prefix, popularity in zip(("", "most_"), self._policies[name], strict=True):
+            for what, num in (
+                ("lookups", self._num_lookups),
+                ("row_updates", self._num_row_updates),
+            ):
+                for kind in ("deferred", "skipped"):
+                    counts = getattr(popularity, f"num_{kind}_{what}")
+                    share = counts[fields].sum() / max(1, num[fields].sum())
+                    shares[f"{prefix}{what}_{kind}"] = float(share)
+        shares["num_popular"] = int(self._policies[name][0].num_popular[fields].sum())
+        return shares
 
 
 def _joined(parts):
