@@ -54,17 +54,19 @@ class Popularity:
         self._num_fields = num_fields
         self._woken_at = 0
         self._hands = [0] * num_fields
-        self._pools = [[] for _ in range(num_fields)]  # slots by entry
-        self._slots = np.zeros((len(_COLUMNS), 1024), np.int64)
-        self._slots[0] = -1
+        self._pools = [np.zeros(1024, np.int64) for _ in range(num_fields)]  # slots by entry
+        # A row of memory for each slot, so that a look at it is one.
+        self._slots = np.zeros((1024, len(_COLUMNS)), np.int64)
+        self._column("entry")[:] = -1
 
     def num_sleeping(self):
         """Returns how many rows of each field sleep, as `num_stale_rows`: int64 `[num_fields]`."""
         wake = self._column("wake_step")
-        return np.array([int((wake[pool] > 0).sum()) if pool else 0 for pool in self._pools])
+        pools = [pool[:size] for pool, size in zip(self._pools, self.num_popular)]
+        return np.array([int((wake[pool] > 0).sum()) for pool in pools])
 
     def _column(self, name):
-        return self._slots[_COLUMNS.index(name)]
+        return self._slots[:, _COLUMNS.index(name)]
 
     def step(self, step, slots, fields, num_batches, num_lookups, order, num_rows):
         """Does a training step.
@@ -84,13 +86,16 @@ class Popularity:
         is_refresh = every > 0 and step % every == 0
         if is_refresh:
             self._woken_at = step
-        if slots.size and int(slots.max()) >= self._slots.shape[1]:
+        if slots.size and int(slots.max()) >= len(self._slots):
             self._grow(int(slots.max()) + 1)
         known = np.flatnonzero(slots >= 0)
-        is_popular = self._column("entry")[slots[known]] >= 0
+        found = self._slots[slots[known]]
+        is_popular = found[:, 0] >= 0
         popular, others = known[is_popular], known[~is_popular]
         if popular.size:
-            self._look_up(step, slots[popular], fields[popular], num_lookups[popular])
+            found = found[is_popular]
+            self._look_up(step, found, slots[popular], fields[popular], num_lookups[popular])
+            self._slots[slots[popular]] = found
         if others.size and step > policy.warm_up:
             others = others[num_batches[others] >= policy.min_updates]
             others = others[np.argsort(order[others], kind="stable")]
@@ -99,43 +104,45 @@ class Popularity:
             self._refresh(step)
 
     def _grow(self, num_slots):
-        size = max(num_slots, 2 * self._slots.shape[1])
-        grown = np.zeros((len(_COLUMNS), size), np.int64)
-        grown[0] = -1
-        grown[:, : self._slots.shape[1]] = self._slots
+        num_old = len(self._slots)
+        size = max(num_slots, 2 * num_old)
+        grown = np.zeros((size, len(_COLUMNS)), np.int64)
+        grown[:, 0] = -1
+        grown[:num_old] = self._slots
         self._slots = grown
         self._net, self._path = (
             np.concatenate([one, np.zeros((size - len(one), *one.shape[1:]))])
             for one in (self._net, self._path)
         )
 
-    def _look_up(self, step, slots, fields, num_lookups):
-        wake, live = self._column("wake_step")[slots], self._column("live_step")[slots]
-        held, period = self._column("held_steps")[slots], self._column("period")[slots]
-        is_skipped = self._column("is_skipped")[slots] > 0
+    def _look_up(self, step, found, slots, fields, num_lookups):
+        """Notes a lookup of popular rows in `found`, what is known of their slots."""
+        _, wake, live, _, held, period, _, skipping = found.T
+        is_skipped = skipping > 0
         asleep = (live <= step) & (step < wake) & (live >= self._woken_at)
         asleep &= is_skipped | (held < period - 1)
         skipped, deferred = asleep & is_skipped, asleep & ~is_skipped
-        self._column("held_steps")[slots[deferred]] += 1
-        self._column("num_updates")[slots[deferred]] += 1
+        for name in ("held_steps", "num_updates"):
+            found[:, _COLUMNS.index(name)] += deferred
         for kind, mask in (("deferred", deferred), ("skipped", skipped)):
             if mask.any():
                 counts = np.bincount(fields[mask], minlength=self._num_fields)
                 sums = np.bincount(fields[mask], num_lookups[mask], self._num_fields)
                 getattr(self, f"num_{kind}_row_updates")[:] += counts
                 getattr(self, f"num_{kind}_lookups")[:] += sums.astype(np.int64)
-        self._update(step, slots[~asleep])
+        awake = np.flatnonzero(~asleep)
+        found[awake] = self._updated(step, found[awake], slots[awake])
 
-    def _update(self, step, slots):
+    def _updated(self, step, found, slots):
+        """Returns what is known of slots whose rows are updated."""
         policy = self.policy
         skips = policy.on_stale == "skip"
-        entry, wake, live, num_updates, held, period, window, is_skipped = self._slots[:, slots]
+        entry, wake, live, num_updates, held, period, window, is_skipped = found.T
         cycle = np.maximum(1, step - live)
         slept, was_woken = wake > 0, live < self._woken_at
         is_counted = ~slept | (is_skipped == 0) if not skips else np.ones(len(slots), bool)
         k = np.maximum(1, np.where(is_counted, held + 1, period))
-        num_updates += 1
-        window += 1
+        num_updates, window = num_updates + 1, window + 1
         limit = np.maximum(1, np.minimum(policy.max_sleep, num_updates // policy.updates_per_sleep))
         num_judged = np.where(skips & (is_skipped > 0), policy.probe, policy.window)
         is_judged = window >= num_judged
@@ -168,16 +175,9 @@ class Popularity:
             shift = (step + 1 + num_steps + entry) % (num_steps + 1)
             num_steps = np.where(is_new, num_steps - shift, num_steps)
         wake = np.where(num_sleep > 0, step + 1 + num_steps, 0)
-        for name, values in (
-            ("wake_step", wake),
-            ("live_step", step),
-            ("num_updates", num_updates),
-            ("held_steps", 0),
-            ("period", period),
-            ("window_updates", window),
-            ("is_skipped", is_skipped),
-        ):
-            self._column(name)[slots] = values
+        zeros = np.zeros_like(wake)
+        columns = [entry, wake, zeros + step, num_updates, zeros, period, window, is_skipped]
+        return np.stack(columns, axis=1)
 
     def _walk(self, slots, num_batches):
         """Takes a step of each row, of so many batches; returns the rows' coherence."""
@@ -190,42 +190,43 @@ class Popularity:
     def _promote(self, step, slots, fields, num_batches, num_rows):
         for field in np.unique(fields):
             mine = np.flatnonzero(fields == field)
-            pool = self._pools[field]
+            size = int(self.num_popular[field])
             share = math.ceil(self.policy.popular_share * num_rows[field])
-            num_free = max(_MIN_CAPACITY, share) - len(pool)
-            freed = self._evict(step, field, len(mine) - num_free) if len(mine) > num_free else []
-            for number, index in enumerate(mine.tolist()):
-                slot = int(slots[index])
-                if number < num_free:
-                    entry = len(pool)
-                    pool.append(slot)
-                elif number - max(0, num_free) < len(freed):
-                    entry = freed[number - max(0, num_free)]
-                    pool[entry] = slot
-                else:
-                    break
-                period = self.policy.first_sleep if self.policy.on_stale == "skip" else 1
-                self._net[slot], self._path[slot] = 0, 0
-                new = [entry, 0, step, int(num_batches[index]), 0, period, 0, 0]
-                self._slots[:, slot] = new
-            self.num_popular[field] = len(pool)
+            num_free = max(0, max(_MIN_CAPACITY, share) - size)
+            entries = np.arange(size, size + min(num_free, len(mine)))
+            if len(mine) > num_free:
+                freed = self._evict(step, field, len(mine) - num_free)
+                entries = np.concatenate([entries, freed])
+            if not len(entries):
+                continue
+            pool = self._pools[field]
+            if entries.max() >= len(pool):
+                pool = np.concatenate([pool, np.zeros(len(pool) + len(entries), np.int64)])
+                self._pools[field] = pool
+            mine = mine[: len(entries)]
+            new = slots[mine]
+            pool[entries] = new
+            self.num_popular[field] = max(size, int(entries.max()) + 1)
+            self._slots[new] = 0
+            self._net[new], self._path[new] = 0, 0
+            self._column("entry")[new] = entries
+            self._column("live_step")[new] = step
+            self._column("num_updates")[new] = num_batches[mine]
+            skips = self.policy.on_stale == "skip"
+            self._column("period")[new] = self.policy.first_sleep if skips else 1
 
     def _evict(self, step, field, num_wanted):
-        """Returns entries that idle rows have lost."""
-        pool, freed = self._pools[field], []
-        if not pool:
-            return freed
-        for number in range(min(_IDLE_WINDOW, len(pool))):
-            if len(freed) == num_wanted:
-                break
-            entry = (self._hands[field] + number) % len(pool)
-            slot = pool[entry]
-            latest = max(self._column("live_step")[slot], self._column("wake_step")[slot])
-            if step - latest >= _IDLE_STEPS:
-                self._column("entry")[slot] = -1
-                freed.append(entry)
-        self._hands[field] = (self._hands[field] + _IDLE_WINDOW) % len(pool)
-        return freed
+        """Returns entries that idle rows have lost, int64, so many at most."""
+        size = int(self.num_popular[field])
+        if not size:
+            return np.zeros(0, np.int64)
+        window = (self._hands[field] + np.arange(min(_IDLE_WINDOW, size))) % size
+        slots = self._pools[field][window]
+        latest = np.maximum(self._column("live_step")[slots], self._column("wake_step")[slots])
+        is_idle = np.flatnonzero(step - latest >= _IDLE_STEPS)[:num_wanted]
+        self._column("entry")[slots[is_idle]] = -1
+        self._hands[field] = (self._hands[field] + _IDLE_WINDOW) % size
+        return window[is_idle]
 
     def _refresh(self, step):
         is_entry = self._column("entry") >= 0

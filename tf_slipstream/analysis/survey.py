@@ -1,6 +1,8 @@
 """One pass over a log: all that `tf-slipstream analyze` counts."""
 
 import dataclasses
+import queue
+import threading
 
 import numpy as np
 
@@ -89,7 +91,7 @@ class Survey:
         Args:
             progress: Called with the share of the log that is read.
         """
-        for columns, begin, done in self._blocks():
+        for columns, begin, done in _ahead(self._blocks()):
             self._take(columns, begin, done)
             if progress is not None:
                 progress(done)
@@ -293,6 +295,42 @@ class Survey:
                     shares[f"{prefix}{what}_{kind}"] = float(share)
         shares["num_popular"] = int(self._policies[name][0].num_popular[fields].sum())
         return shares
+
+
+def _ahead(items):
+    """Yields items that another thread makes meanwhile, one ahead: NumPy's work needs no lock."""
+    made, is_over = queue.Queue(1), threading.Event()
+
+    def put(item):
+        while not is_over.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def make():
+        try:
+            for item in items:
+                put((item, None))
+                if is_over.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _joined(parts):
