@@ -88,7 +88,7 @@ class Log:
         self.columns = Columns(names, None, None)
         self._ids = ids
 
-    def chunks(self):
+    def chunks(self, takes):
         for begin in range(0, len(self._ids), 1000):
             keys = mixed(self._ids[begin : begin + 1000])
             yield Chunk(keys, None, None, min(1.0, (begin + 1000) / len(self._ids)))

@@ -43,14 +43,15 @@ def movement(hot_sets):
         for lag in range(1, len(sets))
     ]
     kind, season = "steady", None
-    falls = by_lag[0] - min(by_lag)
+    # Small sets change by chance.
+    chance = 1 / np.sqrt(min(map(len, sets)))
     # The longest lags have one or two pairs each.
     for lag in range(2, len(by_lag) - 1):
         dip = min(by_lag[: lag - 1])
-        if by_lag[lag - 1] - dip > _RETURN and by_lag[lag - 1] >= by_lag[lag]:
+        if by_lag[lag - 1] - dip > _RETURN + chance and by_lag[lag - 1] >= by_lag[lag]:
             kind, season = "seasonal", lag
             break
-    if kind == "steady" and falls > _FALL:
+    if kind == "steady" and by_lag[0] - float(np.mean(by_lag[-3:])) > _FALL + chance:
         kind = "trending"
     found = {"overlap_next": by_lag[0], "overlap_last": by_lag[-1], "by_lag": by_lag, "kind": kind}
     return found | ({"season": season} if season else {})

@@ -50,13 +50,15 @@ class ParquetLog:
                     f"{schema.field(name).type}. Convert it or leave it out by --fields."
                 )
 
-    def chunks(self):
-        """Yields `Chunk`s in order."""
+    def chunks(self, takes=lambda: True):
+        """Yields `Chunk`s in order, for those parts of the log for which `takes()` is true."""
         columns, num_done = self.columns, 0
         names = [*columns.fields, *filter(None, (columns.label, columns.time))]
         with _explained(self._path), pyarrow.parquet.ParquetFile(self._path) as file:
             for block in file.iter_batches(_BLOCK_ROWS, columns=list(dict.fromkeys(names))):
                 num_done += block.num_rows
+                if not takes():
+                    continue
                 keys = [_keys(block.column(name)) for name in columns.fields]
                 label, time = (
                     None if name is None else self._numbers(block.column(name), name)

@@ -44,8 +44,8 @@ class RecordLog:
         id_names = [n for n, kind in self._kinds.items() if kind in (tf.int64, tf.string)]
         self.columns = choose_columns(path, [*self._kinds], id_names, fields, label, time)
 
-    def chunks(self):
-        """Yields `Chunk`s in order."""
+    def chunks(self, takes=lambda: True):
+        """Yields `Chunk`s in order, for those parts of the log for which `takes()` is true."""
         columns, num_bytes = self.columns, 0
         names = [*columns.fields, *filter(None, (columns.label, columns.time))]
         spec = {name: tf.io.FixedLenFeature([], self._kinds[name]) for name in names}
@@ -53,6 +53,8 @@ class RecordLog:
             for records in self._records.batch(_BATCH):
                 # A record has 16 bytes around it.
                 num_bytes += int(tf.reduce_sum(tf.strings.length(records) + 16))
+                if not takes():
+                    continue
                 parsed = tf.io.parse_example(records, spec)
                 keys = [_keys(parsed[name].numpy()) for name in columns.fields]
                 label, time = (

@@ -106,12 +106,8 @@ class Survey:
         size = max(options.shuffle, 2**15)
         size = -(-size // options.batch_size) * options.batch_size
         parts, num, begin, done = [], 0, 0.0, 0.0
-        credit, rng = 1.0, np.random.default_rng(0)
-        for chunk in self._log.chunks():
-            credit += options.sample
-            if credit < 1:
-                continue
-            credit -= 1
+        rng = np.random.default_rng(0)
+        for chunk in self._log.chunks(_takes(options.sample)):
             read_before, done = done, chunk.done
             parts.append((chunk.keys, chunk.labels, chunk.times))
             num += len(chunk.keys)
@@ -295,6 +291,19 @@ class Survey:
                     shares[f"{prefix}{what}_{kind}"] = float(share)
         shares["num_popular"] = int(self._policies[name][0].num_popular[fields].sum())
         return shares
+
+
+def _takes(sample):
+    """Returns what says of successive parts whether they are in the sample, the first one is."""
+    credit = 1.0
+
+    def takes():
+        nonlocal credit
+        taken = credit >= 1
+        credit += sample - taken
+        return taken
+
+    return takes
 
 
 def _ahead(items):

@@ -62,15 +62,15 @@ class TextLog:
         self._num_columns = len(names)
         self._places = {name: place for place, name in enumerate(names)}
 
-    def chunks(self):
-        """Yields `Chunk`s in order."""
+    def chunks(self, takes=lambda: True):
+        """Yields `Chunk`s in order, for those parts of the log for which `takes()` is true."""
         line = 1
         for raw, done, is_first in self._blocks():
             num_lines = raw.count(b"\n")
             if is_first and self._has_header:
                 raw = raw.split(b"\n", 1)[1]
                 line, num_lines = line + 1, num_lines - 1
-            if raw:
+            if raw and takes():
                 yield self._chunk(raw, done, line)
             line += num_lines
 
