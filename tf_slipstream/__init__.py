@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
         SkipHistory,
         SlipstreamMonitor,
     )
+    from tf_slipstream.comparison.experiment import Experiment, popular_share
     from tf_slipstream.embedding import SlipstreamEmbedding
     from tf_slipstream.ops import build_info
     from tf_slipstream.optimizer import SlipstreamOptimizer
@@ -38,6 +39,7 @@ __all__ = [
     "Alarm",
     "AlarmError",
     "AlarmEvent",
+    "Experiment",
     "RowWiseAdagrad",
     "SkipGuard",
     "SkipHistory",
@@ -50,6 +52,7 @@ __all__ = [
     "data",
     "distribute",
     "export",
+    "popular_share",
     "resize",
     "swap_in",
     "swap_out",
@@ -60,6 +63,7 @@ _HOMES = {
     "Alarm": "callbacks",
     "AlarmError": "callbacks",
     "AlarmEvent": "callbacks",
+    "Experiment": "comparison.experiment",
     "RowWiseAdagrad": "row_wise_adagrad",
     "SkipGuard": "callbacks",
     "SkipHistory": "callbacks",
@@ -72,6 +76,7 @@ _HOMES = {
     "data": "data",
     "distribute": "distribute",
     "export": "export",
+    "popular_share": "comparison.experiment",
     "resize": "resizing",
     "swap_in": "swapping",
     "swap_out": "swapping",

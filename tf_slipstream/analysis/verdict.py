@@ -44,8 +44,10 @@ def conclude(found, setting, path):
     num_rows = [field["distinct_ids"] for field in fields]
     num_lookups = sum(field["num_lookups"] for field in fields) / found["num_steps"]
     num_updates = sum(field["num_row_updates"] for field in fields) / found["num_steps"]
-    plans = {"stock": (costs.stock_bytes_per_step(num_lookups, num_updates, setting.dim), 0.0)}
-    plans["none"] = (costs.bytes_per_step(num_lookups, num_updates, setting.dim), 0.0)
+    plans = {"none": (costs.bytes_per_step(num_lookups, num_updates, setting.dim), 0.0)}
+    if setting.workers > 1:
+        stock = costs.stock_bytes_per_step(num_lookups, num_updates, setting.dim)
+        plans = {"stock": (stock, 0.0), **plans}
     for name, shares in found["policies"].items():
         deferred = shares["row_updates_deferred"] + shares["row_updates_skipped"]
         plans[name] = (

@@ -7,6 +7,7 @@ import shlex
 
 from tf_slipstream.cli.printed import printable
 from tf_slipstream.cli.progress import Progress
+from tf_slipstream.cli.written import write_text
 
 _DESCRIPTION = """\
 Says what a log holds for training on it: how uneven its ids are, how that changes over time, what a
@@ -66,7 +67,7 @@ def _run(args):
     if args.html:
         from tf_slipstream.analysis.report_page import page
 
-        _write(args.html, page(found, shlex.join(["tf-slipstream", *args.argv]), args.language))
+        write_text(args.html, page(found, shlex.join(["tf-slipstream", *args.argv]), args.language))
     if args.json:
         print(json.dumps(found))
         return
@@ -123,16 +124,3 @@ def _check(args):
         if not is_good:
             value = getattr(args, name.replace("-", "_"))
             raise ValueError(f"expected --{name} to be {expected}; got {value}")
-
-
-def _write(path, text):
-    """Writes a file, whole or not at all."""
-    part = f"{path}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(part, path)
-    except OSError:
-        if os.path.exists(part):
-            os.remove(part)
-        raise

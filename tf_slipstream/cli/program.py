@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 
-from tf_slipstream.cli import analyze, apply_delta, inspect
+from tf_slipstream.cli import analyze, apply_delta, compare, inspect
 from tf_slipstream.cli.printed import printable
 from tf_slipstream.delta.errors import ExportError
 
-_COMMANDS = (analyze, apply_delta, inspect)
+_COMMANDS = (analyze, compare, apply_delta, inspect)
 _DONE, _FAILED = 0, 1  # argparse itself exits with 2 on wrong usage
 
 _EPILOG = """\
