@@ -88,8 +88,10 @@ class Log:
         self.columns = Columns(names, None, None)
         self._ids = ids
 
-    def chunks(self, takes):
+    def chunks(self, takes=lambda: True):
         for begin in range(0, len(self._ids), 1000):
+            if not takes():
+                continue
             keys = mixed(self._ids[begin : begin + 1000])
             yield Chunk(keys, None, None, min(1.0, (begin + 1000) / len(self._ids)))
 

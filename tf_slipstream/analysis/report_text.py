@@ -26,12 +26,12 @@ def lines(found):
     yield from _table(policy_rows(found))
     yield ""
     yield "  Wait: share of lookups / row updates deferred, as expected of a trained model;"
-    yield "  at most: with every row at rest. Bytes: of a worker's step to and from servers."
+    yield "  at most: with every row at rest. Bytes: of a step, to and from servers."
     memory = found["costs"]["memory"]
     yield ""
     yield "Memory, MB: " + ", ".join(f"{name} {num / 1e6:,.1f}" for name, num in memory.items())
     inputs = found["inputs"]
-    yield f"Inputs: keep {inputs['kept']:.0%} ({inputs['why']})"
+    yield from textwrap.wrap(f"Inputs: keep {inputs['kept']:.0%} ({inputs['why']})", _WIDTH)
 
 
 def batch_share(field, batch_size):

@@ -1,6 +1,7 @@
 """From what was counted to what to do: forecast of bytes, time and memory, and a verdict."""
 
 import dataclasses
+import shlex
 
 from tf_slipstream.analysis import costs
 
@@ -8,6 +9,14 @@ from tf_slipstream.analysis import costs
 _GO, _TRY = 1.15, 1.04
 # What docs/policy_evidence.md has as costing no quality; `aggressive` in long runs alone.
 _LONG_RUN = 5_000
+_OPTIMIZERS = {
+    "sgd": "keras.optimizers.SGD()",
+    "momentum": "keras.optimizers.SGD(momentum=0.9)",
+    "adagrad": "keras.optimizers.Adagrad()",
+    "rmsprop": "keras.optimizers.RMSprop()",
+    "adam": "keras.optimizers.Adam()",
+    "ftrl": "keras.optimizers.Ftrl()",
+}
 _STOCK_HURTS, _STOCK_MAY_HURT = 64e6, 4e6
 
 
@@ -128,7 +137,7 @@ def _verdict(found, setting, rows, memory, inputs, path):
         "answer": answer,
         "why": why,
         "policy": policy,
-        "next": _next(answer, policy, path),
+        "next": _next(answer, policy, setting, path),
     }
 
 
@@ -143,11 +152,11 @@ def _why_little(found, setting, rows, share):
     return "the network is not what a step waits for"
 
 
-def _next(answer, policy, path):
-    if answer == "not worth it":
-        return f"tf-slipstream analyze {path} --workers 4 --bandwidth 1"
+def _next(answer, policy, setting, path):
+    if answer == "not worth it" and setting.workers == 1:
+        return f"tf-slipstream analyze {shlex.quote(path)} --workers 4 --bandwidth 1"
     argument = f', policy="{policy}"' if policy else ""
-    return f"slipstream.SlipstreamOptimizer(keras.optimizers.Adagrad(0.05){argument})"
+    return f"slipstream.SlipstreamOptimizer({_OPTIMIZERS[setting.optimizer]}{argument})"
 
 
 def _listed(names):

@@ -160,8 +160,9 @@ def page(found, command, language="en"):
 def _how(found):
     return (
         f"{found['num_examples']:,} test examples, {found['base_rate']:.2%} positive, the same for "
-        "all runs; changes are paired by seed. The interval has both the test examples' part (DeLong) "
-        f"and the seeds'. No worse: its lower end is above -{found['margin']:g} of AUC."
+        "all runs; changes are paired by seed. The interval, ±, is of 95% and has both the test "
+        "examples' part (DeLong) and the seeds'. No worse: its lower end is above "
+        f"-{found['margin']:g} of AUC."
     )
 
 

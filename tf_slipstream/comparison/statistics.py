@@ -104,8 +104,9 @@ def _change(changes, examples_variance):
 
 def t_quantile(freedom):
     """Returns the 97.5% quantile of Student's t, to four digits from one degree of freedom on."""
-    if freedom == math.inf:
-        return 1.959964
+    normal = 1.959964
+    if freedom > 100:
+        return normal + (normal**3 + normal) / (4 * freedom)
     low, high = 1.9, 13.0
     for _ in range(60):
         middle = (low + high) / 2
