@@ -16,7 +16,7 @@ h2 { font-size: 1.1rem; margin: 32px 0 6px; }
   margin: 18px 0; }
 .answer b { text-transform: uppercase; letter-spacing: .04em; }
 p, li { margin: 6px 0; } .soft { color: var(--soft); font-size: .9rem; }
-svg { width: 100%; height: auto; display: block; margin: 8px 0; }
+svg { width: 100%; max-width: 640px; height: auto; display: block; margin: 8px 0; }
 svg text { fill: var(--ink); font: 12px system-ui, "Noto Sans", sans-serif; }
 .grid { stroke: var(--line); } polyline { fill: none; stroke-width: 2; }
 .s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); }
@@ -31,9 +31,10 @@ th:first-child, td:first-child { text-align: left; } th { color: var(--soft); fo
 code, pre { font: .85rem ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: color-mix(in srgb, var(--ink) 7%, transparent); padding: 10px 12px;
   overflow-x: auto; border-radius: 4px; }
-@media print { body { font-size: 10.5pt; max-width: none; padding: 0; } h2 { margin-top: 16px; }
-  svg { max-width: 440px; break-inside: avoid; } table { font-size: 8pt; }
-  pre { white-space: pre-wrap; } }
+@media print { body { font-size: 9.5pt; max-width: none; padding: 0; } h2 { margin-top: 10px; }
+  svg { max-width: 330px; break-inside: avoid; margin: 2px 0; } table { font-size: 7.5pt; }
+  th, td { padding: 1px 8px 1px 0; } .answer { margin: 8px 0; } p { margin: 3px 0; }
+  pre { white-space: pre-wrap; padding: 4px 8px; } }
 """
 
 

@@ -2,7 +2,7 @@
 
 from html import escape
 
-_WIDTH, _LEFT, _RIGHT, _ROW = 640, 130, 56, 22
+_WIDTH, _LEFT, _RIGHT, _ROW = 480, 100, 50, 22
 
 
 def bars(rows, names, share_format="{:.0%}"):

@@ -168,7 +168,7 @@ def _how(found):
 
 def _intervals(found):
     """Returns intervals as SVG, with zero and the margin."""
-    width, left, row = 640, 150, 30
+    width, left, row = 480, 110, 30
     changes = {name: one["auc"] for name, one in found["comparisons"].items()}
     most = max(
         [found["margin"] * 1.3, *(max(abs(c["low"]), abs(c["high"])) for c in changes.values())]
