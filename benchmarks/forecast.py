@@ -96,7 +96,7 @@ def forecast(data_set, name, optimizer, texts):
 def train(args, data_set, name, optimizer, text):
     """Returns shares of lookups and of row updates that a run of training deferred."""
     configuration = configurations.parse(text)
-    is_synthetic = name in ("long_tail", "synthetic", "changing")
+    is_synthetic = name in ("long_tail", "synthetic", "changing", "seasonal", "trending")
     settings = {
         "data": name,
         "examples": args.examples if is_synthetic else None,

@@ -12,6 +12,7 @@ from tf_slipstream.analysis.movement import hottest, movement
 from tf_slipstream.analysis.row_space import RowSpace
 from tf_slipstream.analysis.skew import skew
 from tf_slipstream.analysis.survey import Options, Survey
+from tf_slipstream.data import SyntheticClickLog
 
 
 def survey(ids, **options):
@@ -97,6 +98,21 @@ def test_what_is_hot_stays_or_goes_or_comes_back(kind):
     assert found["kind"] == kind
     if kind == "seasonal":
         assert found["season"] == 4
+
+
+@pytest.mark.parametrize(
+    "moves, kind",
+    [
+        ({}, "steady"),
+        ({"trend_period": 2_000_000}, "trending"),
+        ({"season_period": 50_000, "season_amplitude": 1.0}, "seasonal"),
+    ],
+)
+def test_it_names_what_a_log_that_was_made_so_does(moves, kind):
+    log = SyntheticClickLog(cardinalities=[20_000], num_dense=1, **moves)
+    ((_, ids), _) = next(log.batches(200_000, 200_000))
+    (field,) = survey(ids)["fields"]
+    assert field["movement"]["kind"] == kind, field["movement"]
 
 
 def test_too_few_ids_tell_nothing():

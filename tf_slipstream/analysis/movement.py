@@ -22,11 +22,26 @@ def hottest(counts):
     return np.sort(places[hot])
 
 
-def movement(hot_sets):
+def overlap_of_halves(counts, of_half):
+    """Returns the overlap of the hottest of two halves of a period, as much as chance leaves.
+
+    Args:
+        counts: Integers, of each row in the period.
+        of_half: The same in a half of its batches, spread over all of it.
+
+    Returns:
+        A share, or None where too few rows tell.
+    """
+    halves = hottest(of_half), hottest(counts - of_half)
+    return None if any(one is None for one in halves) else _overlap(*halves)
+
+
+def movement(hot_sets, within=()):
     """Says how the hot set moves over time.
 
     Args:
         hot_sets: List with what `hottest` gave for each period, in order.
+        within: What `overlap_of_halves` gave for periods.
 
     Returns:
         Dict: `overlap_next` and `overlap_last`, the share of a period's hottest 1% that are among
@@ -51,7 +66,10 @@ def movement(hot_sets):
         if by_lag[lag - 1] - dip > _RETURN + chance and by_lag[lag - 1] >= by_lag[lag]:
             kind, season = "seasonal", lag
             break
-    if kind == "steady" and by_lag[0] - float(np.mean(by_lag[-3:])) > _FALL + chance:
+    # It may have changed wholly by the next period.
+    near = [by_lag[0], *(share for share in within if share is not None)]
+    near = max(by_lag[0], float(np.mean(near)))
+    if kind == "steady" and near - float(np.mean(by_lag[-3:])) > _FALL + chance:
         kind = "trending"
     found = {"overlap_next": by_lag[0], "overlap_last": by_lag[-1], "by_lag": by_lag, "kind": kind}
     return found | ({"season": season} if season else {})

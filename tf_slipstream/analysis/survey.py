@@ -12,8 +12,9 @@ from tf_slipstream.analysis.popularity import Popularity
 from tf_slipstream.analysis.row_space import RowSpace
 from tf_slipstream.analysis.skew import skew
 
-# Bytes of a row of `RowSpace` here: key, lookups, batches, lookups of the period, slot, flag.
-_BYTES_PER_BUCKET = 25
+# Bytes of a row of `RowSpace` here: key, lookups, batches, lookups of the period and of a half of
+# it, slot, flag.
+_BYTES_PER_BUCKET = 29
 _NUM_TENTHS, _MOST_PERIODS = 10, 400
 _DAY = 86_400.0
 _TRAINING_SHARE = 0.8
@@ -130,6 +131,7 @@ class Survey:
             self._lookups = np.zeros(self._space.size, np.int32)
             self._batches = np.zeros(self._space.size, np.int32)
             self._in_period = np.zeros(self._space.size, np.int32)
+            self._in_half = np.zeros(self._space.size, np.int32)
             self._slots = np.full(self._space.size, -1, np.int32)
         if labels is not None:
             known = labels[~np.isnan(labels)]
@@ -200,6 +202,8 @@ class Survey:
             self._num_late += len(batch)
         self._lookups[rows] = num_before + num_lookups
         self._in_period[rows] += num_lookups.astype(np.int32)
+        if self.num_steps % 2:
+            self._in_half[rows] += num_lookups.astype(np.int32)
         num_batches = self._batches[rows] + 1
         self._batches[rows] = num_batches
         if self._policies:
@@ -255,7 +259,10 @@ class Survey:
                     for size, shares in self._distinct_shares.items()
                     if shares
                 },
-                "movement": movement([hot[field] for _, hot, _ in self._periods]),
+                "movement": movement(
+                    [hot[field] for hot, _, _ in self._periods],
+                    [halves[field] for _, halves, _ in self._periods],
+                ),
                 "new_ids": [int(new[field]) for _, _, new in self._periods],
                 "unseen_share": (
                     float(self._num_unseen[field] / self._num_late) if self._num_late else None
