@@ -167,8 +167,13 @@ class Survey:
     def _end_period(self):
         if len(self._periods) < _MOST_PERIODS and self._in_period.any():
             starts = self._space.starts
-            hot = [hottest(self._in_period[low:high]) for low, high in zip(starts[:-1], starts[1:])]
-            self._periods.append((self._period, hot, self._new.copy()))
+            parts = [slice(low, high) for low, high in zip(starts[:-1], starts[1:])]
+            hot = [hottest(self._in_period[part]) for part in parts]
+            halves = [
+                overlap_of_halves(self._in_period[part], self._in_half[part]) for part in parts
+            ]
+            self._periods.append((hot, halves, self._new.copy()))
+        self._in_half[:] = 0
         self._in_period[:] = 0
         self._new[:] = 0
 
