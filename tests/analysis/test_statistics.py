@@ -104,7 +104,7 @@ def test_what_is_hot_stays_or_goes_or_comes_back(kind):
     "moves, kind",
     [
         ({}, "steady"),
-        ({"trend_period": 2_000_000}, "trending"),
+        ({"trend_period": 10_000_000}, "trending"),
         ({"season_period": 50_000, "season_amplitude": 1.0}, "seasonal"),
     ],
 )

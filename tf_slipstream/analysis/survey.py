@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from tf_slipstream.analysis.chunk import LogError
-from tf_slipstream.analysis.movement import hottest, movement
+from tf_slipstream.analysis.movement import hottest, movement, overlap_of_halves
 from tf_slipstream.analysis.popularity import Popularity
 from tf_slipstream.analysis.row_space import RowSpace
 from tf_slipstream.analysis.skew import skew
