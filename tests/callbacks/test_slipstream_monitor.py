@@ -12,7 +12,14 @@ import tensorflow as tf
 from tests.callbacks.models import IDS, LABELS, keras, sleepy_model
 from tests.distribute.replicas import strategy_of
 from tests.policy.drift import drift
-from tf_slipstream import Alarm, AlarmError, SlipstreamMonitor, StalenessPolicy
+from tf_slipstream import (
+    Alarm,
+    AlarmError,
+    SlipstreamEmbedding,
+    SlipstreamMonitor,
+    SlipstreamOptimizer,
+    StalenessPolicy,
+)
 from tf_slipstream.callbacks.readings import read_tables
 from tf_slipstream.state import schema
 
@@ -284,3 +291,50 @@ def test_another_optimizer_is_an_error():
     model.compile("sgd", loss="mse")
     with pytest.raises(ValueError, match="SlipstreamMonitor needs .* SlipstreamOptimizer"):
         model.fit(IDS, LABELS, verbose=0, callbacks=[SlipstreamMonitor()])
+
+
+def test_a_table_without_a_policy_is_shown_too(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input([2], dtype="int64"),
+            SlipstreamEmbedding(10, 4, policy=None, name="user"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    model.compile(SlipstreamOptimizer(keras.optimizers.Adam()), loss="binary_crossentropy")
+    monitor = SlipstreamMonitor(log_dir=tmp_path, every=4, prometheus_port=("127.0.0.1", 0))
+    try:
+        model.fit(IDS, LABELS, batch_size=16, verbose=0, callbacks=[monitor])
+        assert 'slipstream_rows{table="user"} 10.0' in page_of(monitor)
+    finally:
+        monitor.close()
+    assert monitor.latest["user"]["num_lookups"] == 512
+    assert monitor.latest["user"]["rows_asleep"] == 0
+    assert "slipstream/user/num_lookups" in events_of(tmp_path)[0]
+
+
+def test_several_steps_in_one_call_are_counted():
+    monitor = SlipstreamMonitor(every=8)
+    model = sleepy_model()
+    model.compile(model.optimizer, loss="binary_crossentropy", steps_per_execution=4)
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(monitor.latest.get("user", {}).get("step"))
+
+    model.fit(IDS, LABELS, batch_size=16, verbose=0, callbacks=[monitor, Look()])
+    assert seen == [None, 8, 8, 16]
+
+
+def test_a_loop_of_ones_own_records_by_the_optimizer():
+    model = sleepy_model()
+    monitor = SlipstreamMonitor()
+    for _ in range(3):
+        model.train_on_batch(IDS[:16], LABELS[:16])
+        monitor.record(model.optimizer, loss=0.5)
+    assert monitor.latest["user"]["step"] == 3
+    again = monitor.latest
+    monitor.record(model.optimizer)  # No step since: no reading.
+    assert monitor.latest is again
