@@ -11,7 +11,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
-	@echo "make demo    train a click model with stock Keras and with tf_slipstream, and compare"
+	@echo "make demo    train a click model with stock Keras and with tf_slipstream, and compare, with"
+	@echo "             a report"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
@@ -34,7 +35,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python examples/dlrm.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/python examples/dlrm.py --report results/demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Two files at a time: the machine that this is made for has two cores.
 test: $(READY) test-kernels test-cuda

@@ -75,7 +75,7 @@ def main():
 
 def settings_of(args, data, optimizer, rate, seed, configuration):
     """Returns all that decides about a run's result."""
-    is_synthetic = data in ("synthetic", "changing")
+    is_synthetic = data in ("synthetic", "changing", "seasonal", "trending")
     return {
         "data": data,
         "examples": args.examples if is_synthetic else None,

@@ -16,8 +16,10 @@ Each way of training runs in a process of its own, on the same examples in the s
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -30,6 +32,7 @@ import tensorflow as tf
 import tqdm
 
 import tf_slipstream as slipstream
+from tf_slipstream import cli
 
 keras = tf.keras
 SUBJECTS = ("keras", "tf_keras", "slipstream", "sleeping")
@@ -163,17 +166,22 @@ def train(subject, args):
     model = make_model(subject, log, args)
     num_steps = -(-num_train // args.batch_size)
     progress = Progress(subject, args.epochs * num_steps)
-    start = time.perf_counter()
-    for _ in range(args.epochs):
-        dataset = log.dataset(num_train, args.batch_size)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_steps))
-        with one_line_errors(args.data):
-            model.fit(dataset, shuffle=False, verbose=0, callbacks=[progress])
-    total = time.perf_counter() - start
+    with contextlib.ExitStack() as stack:
+        if args.report:
+            run = stack.enter_context(slipstream.Experiment(args.report).run(subject, args.seed))
+        start = time.perf_counter()
+        for _ in range(args.epochs):
+            dataset = log.dataset(num_train, args.batch_size)
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_steps))
+            with one_line_errors(args.data):
+                model.fit(dataset, shuffle=False, verbose=0, callbacks=[progress])
+        total = time.perf_counter() - start
     with one_line_errors(args.data):
         test = list(log.batches(num_test, 8192, start=num_train))
     scores = np.concatenate([model.predict_on_batch(inputs)[:, 0] for inputs, _ in test])
     labels = np.concatenate([label for _, label in test])
+    if args.report:
+        run.save(labels, scores)
     result = {
         "subject": subject,
         # The first steps trace and compile.
@@ -244,6 +252,10 @@ def compare(args):
         f"batch {args.batch_size}, {args.optimizer}, {os.cpu_count()} cores"
     )
     results = []
+    # Runs of an earlier demo may be of another log.
+    for subject in SUBJECTS if args.report else ():
+        for path in pathlib.Path(args.report).glob(f"{subject}-*.run.npz"):
+            path.unlink()
     for subject in args.subjects:
         environment = dict(os.environ, TF_USE_LEGACY_KERAS="1" if subject == "tf_keras" else "0")
         command = [sys.executable, __file__, *sys.argv[1:], "--train", subject]
@@ -252,6 +264,18 @@ def compare(args):
             sys.exit(f"Training with {subject} failed; its error is above.")
         results.append(json.loads(done.stdout.splitlines()[-1]))
     print_table(results)
+    if args.report and len(results) > 1:
+        write_report(args)
+
+
+def write_report(args):
+    """Compares the runs that were saved, in a page, and says where it is."""
+    page = os.path.join(args.report, "report.html")
+    command = ["compare", args.report, "--baseline", args.subjects[0], "--html", page]
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(command)
+    if code == 0:
+        print(f"\nA report that a manager can read: {page}")
 
 
 def print_table(results):
@@ -304,6 +328,7 @@ def main():
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS)
+    parser.add_argument("--report", help="folder for saved runs and a page that compares them")
     parser.add_argument("--train", choices=SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:

@@ -21,9 +21,9 @@ def run(script, *arguments):
     )
 
 
-def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log():
+def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log(tmp_path):
     options = ["--scale", 0.001, "--examples", 4096, "--test-examples", 2048, "--batch-size", 512]
-    done = run("dlrm.py", *options)
+    done = run("dlrm.py", *options, "--report", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^ +(\w+) +([\d.]+) +([\d,]+) +(0\.\d{4}) +([\d.]+) GB", done.stdout, re.M)
     assert [row[0] for row in rows] == ["keras", "tf_keras", "slipstream", "sleeping"]
@@ -32,6 +32,10 @@ def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log():
     assert max(aucs) - min(aucs) < 0.02, aucs
     assert re.search(r"deferred \d+% of lookups, \d+% of row updates", done.stdout)
     assert "(teacher)" in done.stdout and "How to read it" in done.stdout
+    report = tmp_path / "demo" / "report.html"
+    assert f"A report that a manager can read: {report}" in done.stdout
+    for name, row in zip(("keras", "tf_keras", "slipstream", "sleeping"), rows, strict=True):
+        assert f"<td>{name}</td><td>1</td><td>{row[3]}</td>" in report.read_text()
 
 
 def test_the_demo_reads_criteo_text(tmp_path):

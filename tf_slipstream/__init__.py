@@ -15,8 +15,16 @@ import typing
 
 if typing.TYPE_CHECKING:
     from tf_slipstream import data, distribute, export
-    from tf_slipstream.callbacks import SkipGuard, SkipHistory
+    from tf_slipstream.callbacks import (
+        Alarm,
+        AlarmError,
+        AlarmEvent,
+        SkipGuard,
+        SkipHistory,
+        SlipstreamMonitor,
+    )
     from tf_slipstream.collection import SlipstreamEmbeddingCollection
+    from tf_slipstream.comparison.experiment import Experiment, popular_share
     from tf_slipstream.copying import copy_training
     from tf_slipstream.embedding import SlipstreamEmbedding
     from tf_slipstream.ops import build_info
@@ -30,12 +38,17 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alarm",
+    "AlarmError",
+    "AlarmEvent",
+    "Experiment",
     "RowWiseAdagrad",
     "SkipGuard",
     "SkipHistory",
     "SkipStats",
     "SlipstreamEmbedding",
     "SlipstreamEmbeddingCollection",
+    "SlipstreamMonitor",
     "SlipstreamOptimizer",
     "StalenessPolicy",
     "build_info",
@@ -43,6 +56,7 @@ __all__ = [
     "data",
     "distribute",
     "export",
+    "popular_share",
     "resize",
     "swap_in",
     "swap_out",
@@ -50,12 +64,17 @@ __all__ = [
 
 # By name, the module that has it; of a module that is public itself, its own.
 _HOMES = {
+    "Alarm": "callbacks",
+    "AlarmError": "callbacks",
+    "AlarmEvent": "callbacks",
+    "Experiment": "comparison.experiment",
     "RowWiseAdagrad": "row_wise_adagrad",
     "SkipGuard": "callbacks",
     "SkipHistory": "callbacks",
     "SkipStats": "state.stats",
     "SlipstreamEmbedding": "embedding",
     "SlipstreamEmbeddingCollection": "collection",
+    "SlipstreamMonitor": "callbacks",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
     "build_info": "ops",
@@ -63,6 +82,7 @@ _HOMES = {
     "data": "data",
     "distribute": "distribute",
     "export": "export",
+    "popular_share": "comparison.experiment",
     "resize": "resizing",
     "swap_in": "swapping",
     "swap_out": "swapping",

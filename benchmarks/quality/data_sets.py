@@ -80,15 +80,20 @@ def criteo80k(args):
     )
 
 
-def synthetic(args, changes=False):
+def synthetic(args, changes=False, **moves):
     num_train, num_test = args.examples, args.test_examples
     change = num_train // 2 if changes else None
     log = slipstream.data.SyntheticClickLog(
-        cardinalities=args.cardinalities or CARDINALITIES, num_dense=NUM_DENSE, change_after=change
+        cardinalities=args.cardinalities or CARDINALITIES,
+        num_dense=NUM_DENSE,
+        change_after=change,
+        **moves,
     )
     train, test = _read(log, 0, num_train), _read(log, num_train, num_test)
 
     def epoch(seed, number):
+        if moves:
+            return train, _order_in_stretches(num_train, seed, number)
         # Examples are independent, so their order may change by blocks, which are read faster.
         parts = [(0, num_train)] if change is None else [(0, change), (change, num_train)]
         return train, np.concatenate([_order_of_blocks(*part, seed, number) for part in parts])
@@ -111,6 +116,16 @@ def long_tail(args):
 def changing(args):
     """The synthetic log, whose teacher changes half-way."""
     return synthetic(args, changes=True)
+
+
+def seasonal(args):
+    """The synthetic log with four seasons, in whose middle half of the lookups go elsewhere."""
+    return synthetic(args, season_period=args.examples // 4)
+
+
+def trending(args):
+    """The synthetic log whose ids come and go, one in ten while it is trained on."""
+    return synthetic(args, trend_period=10 * args.examples)
 
 
 def gowalla(args):
@@ -184,6 +199,8 @@ DATA_SETS = {
     "diginetica": diginetica,
     "synthetic": synthetic,
     "changing": changing,
+    "seasonal": seasonal,
+    "trending": trending,
 }
 
 

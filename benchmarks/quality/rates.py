@@ -92,4 +92,6 @@ RATES = {
     },
     "synthetic": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
     "changing": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
+    "seasonal": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
+    "trending": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
 }

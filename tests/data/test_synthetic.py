@@ -283,3 +283,49 @@ def test_bayes_probability_refuses_what_it_cannot_answer():
         log.bayes_probability(ids[:, 1:], dense)
     with pytest.raises(ValueError, match="change_after"):
         log.bayes_probability(ids, dense, changed=True)
+
+
+def hot_ids(log, start, num_examples=20_000, num_hot=10):
+    """Returns the most popular ids of the log's last field."""
+    ids = join(log.batches(num_examples, 4096, start=start))[1][:, -1]
+    return set(np.argsort(-np.bincount(ids, minlength=1000))[:num_hot].tolist())
+
+
+def test_a_season_goes_and_comes_back():
+    period = 200_000
+    log = SyntheticClickLog(cardinalities=SMALL, season_period=period, season_amplitude=0.9)
+    plain = SyntheticClickLog(cardinalities=SMALL)
+    first, middle, last = (hot_ids(log, start) for start in (0, period // 2, period))
+    assert len(first & hot_ids(plain, 0)) >= 9 and len(first & last) >= 9
+    assert len(first & middle) <= 5
+    # Both are popular half-way between.
+    between = hot_ids(log, period // 4 - 10_000, num_hot=20)
+    assert len(between & first) >= 7 and len(between & middle) >= 7
+
+
+def test_under_a_trend_every_id_becomes_popular_and_then_rare():
+    period = 1_000_000
+    log = SyntheticClickLog(cardinalities=SMALL, trend_period=period)
+    sets = [hot_ids(log, start) for start in range(0, period + 1, period // 50)]
+    assert not sets[0] & sets[25]
+    overlap = [len(one & other) for one, other in zip(sets, sets[1:])]
+    assert max(overlap) <= 5  # 20 ids later
+    assert len(sets[0] & sets[-1]) >= 9
+    assert len(set.union(*sets)) > 400
+
+
+def test_a_teacher_may_change_little_by_little():
+    settings = {"cardinalities": SMALL, "change_after": 20_000}
+    slow = SyntheticClickLog(**settings, change_over=40_000)
+    sudden = SyntheticClickLog(**settings)
+    agreed = []
+    for start in (0, 22_000, 40_000, 60_000):
+        (dense, ids), labels = join_all(slow, 16_384, start)
+        agreed.append((labels == join_all(sudden, 16_384, start)[1]).mean())
+        np.testing.assert_array_equal(ids, join_all(sudden, 16_384, start)[0][1])
+    assert agreed[0] == agreed[3] == 1
+    assert agreed[1] < agreed[2] < 1
+
+
+def join_all(log, num_examples, start):
+    return next(log.batches(num_examples, num_examples, start=start))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tests.distribute.replicas import Replicated, batches
 from tests.policy.training import policies
+from tf_slipstream import SlipstreamMonitor
 
 
 def main(folder, task, num_steps):
@@ -24,6 +25,11 @@ def main(folder, task, num_steps):
         replicated.step(batch)
     held = replicated.local_held()
     assert held.any(), "nothing is held"
+    monitor = SlipstreamMonitor(folder / f"logs{task}")
+    monitor.record(replicated.optimizer)
+    (latest,) = monitor.latest.values()
+    assert latest["step"] == half and latest["rows_asleep"] > 0 and latest["held_norm_max"] > 0
+    monitor.close()
     checkpoint = tf.train.Checkpoint(layer=replicated.layer, optimizer=replicated.optimizer)
     # Every worker takes part, in a place of its own: what is held is summed over workers.
     path = checkpoint.save(str(folder / f"worker{task}" / "training"))

@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 import time
+import urllib.request
 import warnings
 
 import numpy as np
@@ -447,6 +448,7 @@ def fit(settings):
     watching = []
     if settings.get("watched"):
         watching = [slipstream.SkipGuard("val_auc", loss_interval=10), slipstream.SkipHistory(20)]
+        watching.append(slipstream.SlipstreamMonitor(settings["log_dir"], 20, prometheus_port=0))
         arguments["callbacks"] += watching
     if "until_replaced" in settings:
         arguments["callbacks"] += [UntilReplaced()]
@@ -463,8 +465,13 @@ def fit(settings):
         model.export(settings["export"])
         ids = clicks(50)[0]
         np.savez(settings["export"] + ".npz", ids=ids, clicks=np.asarray(model(tf.constant(ids))))
+    if watching:
+        address = f"http://localhost:{watching[2].port}/metrics"
+        page = urllib.request.urlopen(address, timeout=10).read().decode()
+        watching[2].close()
     return {
         "history": {name: list(map(float, values)) for name, values in history.history.items()},
+        "monitored": [watching[2].latest["item"], page] if watching else None,
         "decisions": watching[0].history if watching else [],
         "records": [record["step"] for record in watching[1].history["item"]] if watching else [],
         "iterations": int(optimizer.iterations.numpy()),

@@ -68,6 +68,8 @@ def test_workers_train_as_one_device_does_and_go_on_from_a_checkpoint(tmp_path):
             worker.kill()
             worker.wait()
 
+    # The chief alone writes what the monitor of each has read.
+    assert [(tmp_path / f"logs{task}").exists() for task in range(NUM_WORKERS)] == [True, False]
     single = alone("adam", policies(threshold=1e9, refresh_every=37))
     for batch in batches(NUM_WORKERS, NUM_STEPS):
         single.step(batch.ids, batch.grads)

@@ -152,8 +152,9 @@ def test_the_last_validation_is_what_is_evaluated_after_fit(cluster):
         assert (one["num_stale"] > 0) == (policy is not None), policy
 
 
-def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster):
-    settings = {"policy": programs.SLEEPY, "watched": True}
+def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster, tmp_path):
+    log_dir = str(tmp_path / "logs")
+    settings = {"policy": programs.SLEEPY, "watched": True, "log_dir": log_dir}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     assert [one["reason"] for one in result["decisions"]][-1] == "metric"
     assert {one["epoch"] for one in result["decisions"]} == {0, 1}
@@ -161,6 +162,12 @@ def test_callbacks_watch_what_sleeps_and_whether_the_model_gets_worse(cluster):
     # Two within each epoch and one at its end; steps are those done, not those sent.
     records = result["records"]
     assert records == sorted(records) and 50 in records and records[-1] == 100
+    latest, page = result["monitored"]
+    assert latest["step"] == 100 and latest["rows"] == programs.NUM_ROWS
+    assert latest["deferred_lookups_share"] > 0 and latest["rows_popular"] > 0
+    assert 0 < latest["cache_hit_rate"] < 1
+    assert 'slipstream_cache_hit_rate{table="item"}' in page
+    assert list(pathlib.Path(log_dir).iterdir())
 
 
 def test_what_is_exported_has_stock_ops_alone(cluster, tmp_path):

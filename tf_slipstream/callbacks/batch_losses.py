@@ -2,6 +2,8 @@
 
 import math
 
+import tensorflow as tf
+
 from tf_slipstream import _compat
 
 
@@ -26,6 +28,22 @@ class BatchLosses:
     def begin_epoch(self):
         self._is_running_mean = None  # not known yet
         self._taken = self._latest = (0, 0.0)  # batches of this epoch, and their mean
+
+    def take(self, batch, logs, model):
+        """Takes what `on_train_batch_end` gets.
+
+        Returns:
+            A reading, or None: there is none yet.
+        """
+        if not logs:
+            return None
+        if isinstance(logs, tf.distribute.experimental.coordinator.RemoteValue):
+            # On parameter servers. To fetch it is to wait for the step.
+            if (batch + 1) % self.interval:
+                return None
+            logs = logs.fetch()
+        loss = logs.get("loss")
+        return None if loss is None else self.add(batch + 1, loss, model)
 
     def add(self, num_batches, loss, model):
         """Takes the loss logged after `num_batches` batches of the epoch.

@@ -4,8 +4,6 @@ import math
 import re
 import warnings
 
-import tensorflow as tf
-
 from tf_slipstream import _compat
 from tf_slipstream.callbacks.batch_losses import BatchLosses
 from tf_slipstream.callbacks.loss_watch import LossWatch
@@ -127,17 +125,9 @@ class SkipGuard(_compat.keras.callbacks.Callback):
         self._losses.begin_epoch()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._watch is None or not logs:
+        if self._watch is None:
             return
-        if isinstance(logs, tf.distribute.experimental.coordinator.RemoteValue):
-            # On parameter servers. To fetch it is to wait for the step.
-            if (batch + 1) % self._losses.interval:
-                return
-            logs = logs.fetch()
-        loss = logs.get("loss")
-        if loss is None:
-            return
-        reading = self._losses.add(batch + 1, loss, self.model)
+        reading = self._losses.take(batch, logs, self.model)
         risen = None if reading is None else self._watch.has_risen(reading)
         if risen is not None:
             self._has_risen = True

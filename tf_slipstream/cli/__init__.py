@@ -1,4 +1,4 @@
-"""The program `tf-slipstream`: subcommands for who serves models and has only a shell.
+"""The program `tf-slipstream`: subcommands for who serves models, or decides, by a shell.
 
 A subcommand parses arguments, calls a function of the package and prints. No work is done here.
 To add one: a module with `add_to(subparsers)`, as in `apply_delta`, listed in `program._COMMANDS`.

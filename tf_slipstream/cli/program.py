@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 
-from tf_slipstream.cli import apply_delta, inspect
+from tf_slipstream.cli import analyze, apply_delta, compare, inspect
 from tf_slipstream.cli.printed import printable
 from tf_slipstream.delta.errors import ExportError
 
-_COMMANDS = (apply_delta, inspect)
+_COMMANDS = (analyze, compare, apply_delta, inspect)
 _DONE, _FAILED = 0, 1  # argparse itself exits with 2 on wrong usage
 
 _EPILOG = """\
@@ -29,6 +29,7 @@ def main(argv=None):
         The exit code.
     """
     args = _parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args.run(args)
     except BrokenPipeError:
@@ -37,7 +38,7 @@ def main(argv=None):
         return _DONE
     except KeyboardInterrupt:
         return _failed(args, "interrupted; nothing was made")
-    except (ExportError, OSError) as error:
+    except (ExportError, ImportError, OSError, ValueError) as error:
         return _failed(args, error)
     return _DONE
 
@@ -51,7 +52,7 @@ def _failed(args, reason):
 def _parser():
     parser = argparse.ArgumentParser(
         prog="tf-slipstream",
-        description="Makes and inspects published versions of recommender models.",
+        description="Looks at logs before training; makes and inspects published models.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

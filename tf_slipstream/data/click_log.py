@@ -4,8 +4,6 @@ import abc
 
 import numpy as np
 
-from tf_slipstream.data.log_dataset import as_dataset
-
 MAX_CARDINALITY = 2**31 - 1  # Ids are int32.
 
 
@@ -74,6 +72,9 @@ class ClickLog(abc.ABC):
         Returns:
             A `tf.data.Dataset` of `((dense, ids), label)`; every pass over it starts anew.
         """
+        # Here, because who only reads batches needs no TensorFlow.
+        from tf_slipstream.data.log_dataset import as_dataset
+
         self.batches(num_examples, batch_size, start)  # Refuses bad arguments here, not in a step.
         return as_dataset(self, num_examples, batch_size, start, drop_remainder)
 

@@ -20,7 +20,7 @@ CRITEO_KAGGLE_CARDINALITIES = (
 _BLOCK_SIZE = 4096
 _NUM_FIT_BLOCKS = 4
 # Random streams, each used for one purpose.
-_SETUP_STREAM, _TEACHER_STREAM, _EXAMPLE_STREAM = range(3)
+_SETUP_STREAM, _TEACHER_STREAM, _EXAMPLE_STREAM, _SEASON_STREAM = range(4)
 
 
 def criteo_cardinalities(scale=1.0, minimum=3):
@@ -70,6 +70,12 @@ class SyntheticClickLog(ClickLog):
             default gives the teacher itself an AUC of about 0.80.
         change_after: Index from which another teacher decides the clicks, or `None`. Features
             do not change.
+        change_over: Examples from there on over which the one gives way to the other; 0: at once.
+        season_period: Examples from one season to the next, or `None`: half of a period away the
+            share `season_amplitude` of lookups goes to ids that are popular in that season alone.
+        season_amplitude: In [0, 1].
+        trend_period: Examples in which every id comes and goes once, or `None`: each becomes more
+            popular until it is the most popular of its field, and then the least.
         seed: Integer of at least 0.
 
     Raises:
@@ -87,6 +93,10 @@ class SyntheticClickLog(ClickLog):
         click_rate=0.25,
         logit_stddev=1.35,
         change_after=None,
+        change_over=0,
+        season_period=None,
+        season_amplitude=0.5,
+        trend_period=None,
         seed=0,
     ):
         if cardinalities is None:
@@ -96,13 +106,21 @@ class SyntheticClickLog(ClickLog):
         check_count("seed", seed, minimum=0)
         if change_after is not None:
             check_count("change_after", change_after, minimum=0)
+        check_count("change_over", change_over, minimum=0)
+        for name, period in (("season_period", season_period), ("trend_period", trend_period)):
+            if period is not None:
+                check_count(name, period, minimum=1)
+        is_share = 0 <= season_amplitude <= 1
+        _check_range("season_amplitude", season_amplitude, is_share, "a share in [0, 1]")
         _check_range("zipf_exponent", zipf_exponent, 0 <= zipf_exponent < math.inf, "at least 0")
         _check_range("click_rate", click_rate, 0 < click_rate < 1, "between 0 and 1, not a percent")
         _check_range("logit_stddev", logit_stddev, 0 <= logit_stddev < math.inf, "at least 0")
 
         self.cardinalities = tuple(int(cardinality) for cardinality in cardinalities)
         self.num_dense = num_dense
-        self._change_after = change_after
+        self._change_after, self._change_over = change_after, change_over
+        self._season_period, self._season_amplitude = season_period, season_amplitude
+        self._trend_period = trend_period
         self._seed = seed
         setup = self._generator(_SETUP_STREAM)
         # Medians of the counts from below 1, so that zeros are common, to over 100.
@@ -156,6 +174,11 @@ class SyntheticClickLog(ClickLog):
         dense, ids, uniform = self._unlabelled_block(block)
         if self._change_after is None:
             probability = self._teachers[0].probability(ids, dense)
+        elif self._change_over:
+            before, after = (teacher.probability(ids, dense) for teacher in self._teachers)
+            places = self._places(block) - self._change_after
+            new = np.clip(places / self._change_over, 0, 1).astype(np.float32)
+            probability = (1 - new) * before + new * after
         else:
             change = np.clip(self._change_after - block * _BLOCK_SIZE, 0, _BLOCK_SIZE)
             before, after = self._teachers
@@ -170,7 +193,8 @@ class SyntheticClickLog(ClickLog):
     def _unlabelled_block(self, block):
         """Returns dense features, ids, and the uniform numbers that the labels are drawn with."""
         generator = self._generator(_EXAMPLE_STREAM, block)
-        ids = self._scatter(self._zipf.draw(generator, _BLOCK_SIZE))  # [num_fields, examples]
+        ranks = self._zipf.draw(generator, _BLOCK_SIZE)  # [num_fields, examples]
+        ids = self._scatter(self._in_time(ranks, block))
         dense = generator.standard_normal((_BLOCK_SIZE, self.num_dense), dtype=np.float32)
         dense *= self._dense_stddevs
         dense += self._dense_means
@@ -179,6 +203,24 @@ class SyntheticClickLog(ClickLog):
         np.log(dense, out=dense)
         uniform = generator.random(_BLOCK_SIZE, dtype=np.float32)
         return dense, ids.T.astype(np.int32, order="C"), uniform
+
+    def _places(self, block):
+        """Returns the indices of a block's examples."""
+        return block * _BLOCK_SIZE + np.arange(_BLOCK_SIZE)
+
+    def _in_time(self, ranks, block):
+        """Returns what takes the place of popularity's ranks at the time of a block."""
+        sizes = np.asarray(self.cardinalities, np.uint64)[:, np.newaxis]
+        places = self._places(block)
+        if self._season_period is not None:
+            angles = 2 * np.pi * places / self._season_period
+            share = self._season_amplitude * (1 - np.cos(angles)) / 2
+            uniform = self._generator(_SEASON_STREAM, block).random(ranks.shape)
+            ranks = np.where(uniform < share, (ranks + sizes // np.uint64(2)) % sizes, ranks)
+        if self._trend_period is not None:
+            moved = sizes.astype(np.float64) * places / self._trend_period
+            ranks = (ranks + moved.astype(np.uint64)) % sizes
+        return ranks
 
     def _fit_teachers(self, click_rate, logit_stddev):
         sample = [self._unlabelled_block(block)[:2] for block in range(_NUM_FIT_BLOCKS)]

@@ -388,9 +388,26 @@ class Tables:
             if state.policy is not None:
                 set_policy_state(state, "strictness", strictness)
 
-    def stats(self):
-        """Returns `SkipStats` by the name of a table."""
-        self.check_refused()
+    @property
+    def states_by_table(self):
+        """Dict from a table's name to its `TableState`s: its shards' on parameter servers."""
+        if self.is_on_servers:
+            return dict(self._way.states)
+        return {state.name: [state] for state in self.states}
+
+    @property
+    def writes_summaries(self):
+        """Whether this process is the one of a strategy's that writes logs."""
+        return self._strategy is None or bool(self._strategy.extended.should_save_summary)
+
+    def stats(self, check=True):
+        """Returns `SkipStats` by the name of a table.
+
+        Args:
+            check: Whether to raise where a GPU refused a step.
+        """
+        if check:
+            self.check_refused()
         stats = _stats_of(self.states)
         if not self.is_on_servers:
             return stats
