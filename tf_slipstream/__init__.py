@@ -22,19 +22,31 @@ if typing.TYPE_CHECKING:
     from tf_slipstream.policy import StalenessPolicy
     from tf_slipstream.resizing import resize
     from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
+    from tf_slipstream.selection import (
+        InputSelector,
+        Pilot,
+        SelectionStats,
+        SelectiveModel,
+        WideModel,
+    )
     from tf_slipstream.state.stats import SkipStats
     from tf_slipstream.swapping import swap_in, swap_out
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "InputSelector",
+    "Pilot",
     "RowWiseAdagrad",
+    "SelectionStats",
+    "SelectiveModel",
     "SkipGuard",
     "SkipHistory",
     "SkipStats",
     "SlipstreamEmbedding",
     "SlipstreamOptimizer",
     "StalenessPolicy",
+    "WideModel",
     "build_info",
     "data",
     "distribute",
@@ -46,13 +58,18 @@ __all__ = [
 
 # By name, the module that has it; of a module that is public itself, its own.
 _HOMES = {
+    "InputSelector": "selection",
+    "Pilot": "selection",
     "RowWiseAdagrad": "row_wise_adagrad",
+    "SelectionStats": "selection",
+    "SelectiveModel": "selection",
     "SkipGuard": "callbacks",
     "SkipHistory": "callbacks",
     "SkipStats": "state.stats",
     "SlipstreamEmbedding": "embedding",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
+    "WideModel": "selection",
     "build_info": "ops",
     "data": "data",
     "distribute": "distribute",
@@ -62,7 +79,7 @@ _HOMES = {
     "swap_out": "swapping",
 }
 # Whose classes Keras must know by name.
-_REGISTERED = ("embedding", "optimizer", "row_wise_adagrad")
+_REGISTERED = ("embedding", "optimizer", "row_wise_adagrad", "selection")
 
 
 def __getattr__(name):

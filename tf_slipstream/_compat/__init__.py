@@ -40,6 +40,10 @@ slot_name = chosen.slot_name
 symbolic_mask = chosen.symbolic_mask
 table_of = chosen.table_of
 tf_variable = chosen.tf_variable
+add_replicated = chosen.add_replicated
+build_in_graph = chosen.build_in_graph
+loss_of_function = chosen.loss_of_function
+update_metrics = chosen.update_metrics
 variables_of = chosen.variables_of
 with_another_seed = chosen.with_another_seed
 
@@ -47,6 +51,10 @@ __all__ = [
     "IS_KERAS_3",
     "BaseOptimizer",
     "WrappingOptimizer",
+    "update_metrics",
+    "loss_of_function",
+    "build_in_graph",
+    "add_replicated",
     "add_table",
     "add_table_shards",
     "apply_to",
