@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import threading
 
 import tensorflow as tf
 
@@ -94,7 +95,8 @@ class SelectiveModel(_compat.keras.Model):
         self._waiting = None
         # The model that is served: of a wide one, not before it is known what the loss is of.
         self._served = lambda: model
-        self._correction = None
+        # A thread traces each replica's step.
+        self._of_thread = threading.local()
         self._end_epoch_function = None
         self.supports_jit = False
 
@@ -189,7 +191,7 @@ class SelectiveModel(_compat.keras.Model):
         x, y, weights = _compat.keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise ValueError("SelectiveModel needs labels: train it on (inputs, labels).")
-        _compat.build_in_graph(self.model, x)
+        _compat.build_in_graph(self.served_model, x)
         selection = self.selector.select(x, self._deciding(y), self._deciding(weights))
         kept = _Inputs(parts.take((x, y, weights), selection.positions), *selection[1:])
         num_read = parts.size(x)
@@ -240,13 +242,18 @@ class SelectiveModel(_compat.keras.Model):
         with self._correcting(Correction(batch.offsets, weights, batch.log_odds)):
             super().train_step(batch.data if batch.data[2] is not None else batch.data[:2])
 
+    @property
+    def _correction(self):
+        """The `Correction` of the training step that is being done; None outside of one."""
+        return getattr(self._of_thread, "correction", None)
+
     @contextlib.contextmanager
     def _correcting(self, correction):
-        self._correction = correction
+        self._of_thread.correction = correction
         try:
             yield
         finally:
-            self._correction = None
+            self._of_thread.correction = None
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self._correction is None:

@@ -47,6 +47,14 @@ class WideModel(_compat.keras.Model):
     def compute_output_shape(self, input_shape):
         return self.model.compute_output_shape(input_shape)
 
+    def export(self, filepath, *args, **kwargs):
+        """As Keras's, with the inputs of a functional model as its signature."""
+        inputs = getattr(self.model, "input", None) if _compat.IS_KERAS_3 else None
+        if inputs is not None:
+            # Keras 3 knows those of functional models alone.
+            kwargs.setdefault("input_signature", [inputs])
+        return super().export(filepath, *args, **kwargs)
+
     def get_config(self):
         serialize = _compat.keras.saving.serialize_keras_object
         return {
