@@ -75,25 +75,23 @@ class Waiting(tf.train.Checkpoint):
     """
 
     def __init__(self, structure):
-        self._structure = tf.nest.map_structure(_spec_of, structure)
+        specs = tf.nest.map_structure(_spec_of, structure)
         with tf.init_scope():
-            empty = [_empty_components(spec) for spec in tf.nest.flatten(self._structure)]
+            empty = [_empty_components(spec) for spec in tf.nest.flatten(specs)]
             variables = [
-                # On the host, as what the reader gives.
                 tf.Variable(value, shape=[None, *value.shape[1:]], trainable=False)
                 for values in empty
                 for value in values
             ]
             self._most = tf.Variable(0, trainable=False)
-        super().__init__(
-            most=self._most, **{f"part_{i}": one for i, one in enumerate(variables)}
-        )
-        self._variables = lambda: variables
+        super().__init__(**{f"part_{i}": one for i, one in enumerate(variables)})
+        # Behind functions: a trackable makes objects of its own of dicts and lists.
+        self._variables, self._specs = lambda: variables, lambda: specs
 
     def read(self):
         """Returns the inputs that wait."""
         values = iter([one.read_value() for one in self._variables()])
-        return tf.nest.map_structure(lambda spec: _value_of(spec, values), self._structure)
+        return tf.nest.map_structure(lambda spec: _value_of(spec, values), self._specs())
 
     def write(self, structure):
         """Has these inputs wait, in place of those before."""

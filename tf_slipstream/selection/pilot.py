@@ -17,9 +17,7 @@ _WEIGHT, _POPULARITY = 0, 1
 
 # What the pilot says of a batch before it learns it: log odds float32 `[batch]`; and for `learn`,
 # the `Lookups`, their popularities and dense features `[batch, num_dense]` or None.
-Prediction = collections.namedtuple(
-    "Prediction", ["log_odds", "lookups", "popularities", "dense"]
-)
+Prediction = collections.namedtuple("Prediction", ["log_odds", "lookups", "popularities", "dense"])
 
 
 @_compat.register_serializable
@@ -53,9 +51,7 @@ class Pilot(_compat.keras.layers.Layer):
     ```
     """
 
-    def __init__(
-        self, input_dims, ids=None, dense=None, num_dense=0, learning_rate=0.1, **kwargs
-    ):
+    def __init__(self, input_dims, ids=None, dense=None, num_dense=0, learning_rate=0.1, **kwargs):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.input_dims = input_dims = _checked(input_dims)

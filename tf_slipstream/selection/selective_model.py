@@ -92,6 +92,9 @@ class SelectiveModel(_compat.keras.Model):
             pilot, keep, method, warm_up, seed, uses_log_odds=wide, name="selector"
         )
         self.model, self.wide, self.batches, self.output_key = model, wide, batches, output
+        if getattr(model, "output_names", None):
+            # What is logged is then called as the model's own.
+            self.output_names = list(model.output_names)
         self._waiting = None
         # The model that is served: of a wide one, not before it is known what the loss is of.
         self._served = lambda: model
@@ -281,7 +284,8 @@ class SelectiveModel(_compat.keras.Model):
     def _train_on_waiting(self):
         waiting = self._waiting.read()
         num_waiting = tf.shape(waiting.offsets)[0]
-        self._waiting.write(parts.take(waiting, tf.range(0)))
+        # Not of a known length 0: TensorFlow would take it for that of what was read before.
+        self._waiting.write(parts.take(waiting, tf.range(num_waiting, num_waiting)))
 
         def train():
             self._train(waiting)

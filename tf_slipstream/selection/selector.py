@@ -12,11 +12,11 @@ from tf_slipstream.selection import probabilities
 from tf_slipstream.selection.pilot import Pilot
 from tf_slipstream.selection.stats import POPULARITY_BOUNDS, SelectionStats
 
-# Batches over which `log c` is smoothed; in the first ones the mean of all so far.
+# Batches over which `log c` is smoothed; in the first ones a quarter of those so far.
 _SMOOTHING = 30
 # Batches in which what was kept too many or too few is made up for. While the pilot gets better the
-# right `c` grows, and a mean of the past is behind it. Twice the smoothing, so that nothing swings.
-_CATCHING_UP = 60
+# right `c` grows, and a mean of the past is behind it.
+_CATCHING_UP = 30
 # Of so many batches one is counted by popularity, because counting takes as long as choosing.
 _POPULARITY_EVERY = 8
 _NUM_BUCKETS = len(POPULARITY_BOUNDS) + 1
@@ -122,13 +122,17 @@ class InputSelector(_compat.keras.layers.Layer):
             prediction = self.pilot.predict_batch(inputs)
             log_odds = prediction.log_odds
             _check_sizes(log_odds, labels)
-        num_batches = _compat.tf_variable(self.num_batches).read_value()
-        kept, inverse, offsets = self._choose(log_odds, labels, num_batches)
-        if prediction is not None:
-            self.pilot.learn(prediction, labels, self.pilot_optimizer, weights)
-        self._note(prediction, labels, kept, num_batches)
+        # Nothing is written before all is checked.
+        with tf.control_dependencies([labels, log_odds]):
+            num_batches = _compat.tf_variable(self.num_batches).read_value()
+            kept, inverse, offsets = self._choose(log_odds, labels, num_batches)
+            if prediction is not None:
+                self.pilot.learn(prediction, labels, self.pilot_optimizer, weights)
+            self._note(prediction, labels, kept, num_batches)
         positions = tf.where(kept)[:, 0]
-        return Selection(positions, *(tf.gather(v, positions) for v in (offsets, inverse, log_odds)))
+        return Selection(
+            positions, *(tf.gather(v, positions) for v in (offsets, inverse, log_odds))
+        )
 
     def _choose(self, log_odds, labels, num_batches):
         """Returns what is kept, `1 / q` and offsets, each `[batch]`."""
@@ -153,14 +157,16 @@ class InputSelector(_compat.keras.layers.Layer):
         missing = self.keep - tf.reduce_mean(tf.cast(kept, tf.float32))
         missing = tf.where(is_warm, _mean_of_replicas(missing), 0.0)
         _compat.tf_variable(self.deficit).assign_add(missing)
-        share = 1 / tf.minimum(tf.cast(num_batches + 1, tf.float32), _SMOOTHING)
+        share = 1 / tf.minimum(1 + tf.cast(num_batches, tf.float32) / 4, _SMOOTHING)
         _compat.tf_variable(self.log_c).assign(log_c + share * (found - log_c))
         return kept, 1 / kept_with, offsets
 
     def _random_seed(self, num_batches):
         context = tf.distribute.get_replica_context()
         replica = 0 if context is None else context.replica_id_in_sync_group
-        return tf.stack([tf.cast(self.seed, tf.int64), num_batches * 4096 + tf.cast(replica, tf.int64)])
+        return tf.stack(
+            [tf.cast(self.seed, tf.int64), num_batches * 4096 + tf.cast(replica, tf.int64)]
+        )
 
     def _note(self, prediction, labels, kept, num_batches):
         kept = tf.cast(kept, tf.float32)
@@ -184,7 +190,10 @@ class InputSelector(_compat.keras.layers.Layer):
         bucket = tf.searchsorted(tf.constant(bounds), prediction.popularities, side="right")
         place = prediction.lookups.fields * _NUM_BUCKETS + bucket
         size = int(np.prod(self.popularity_counts.shape[1:]))
-        weights = [tf.ones_like(prediction.popularities), tf.gather(kept, prediction.lookups.inputs)]
+        weights = [
+            tf.ones_like(prediction.popularities),
+            tf.gather(kept, prediction.lookups.inputs),
+        ]
         sums = [tf.math.unsorted_segment_sum(one, place, size) for one in weights]
         return tf.reshape(tf.stack(sums), self.popularity_counts.shape)
 
