@@ -84,7 +84,10 @@ def synthetic(args, changes=False):
     num_train, num_test = args.examples, args.test_examples
     change = num_train // 2 if changes else None
     log = slipstream.data.SyntheticClickLog(
-        cardinalities=args.cardinalities or CARDINALITIES, num_dense=NUM_DENSE, change_after=change
+        cardinalities=args.cardinalities or CARDINALITIES,
+        num_dense=NUM_DENSE,
+        click_rate=getattr(args, "click_rate", None) or 0.25,
+        change_after=change,
     )
     train, test = _read(log, 0, num_train), _read(log, num_train, num_test)
 

@@ -45,6 +45,7 @@ def _take(value, positions):
     if not isinstance(value, tf.SparseTensor):
         return tf.gather(value, positions)
     # Positions are in order and each is there once.
+    positions = tf.cast(positions, tf.int64)
     num = tf.size(positions, tf.int64)
     new_place = tf.scatter_nd(positions[:, tf.newaxis], tf.range(1, num + 1), value.dense_shape[:1])
     places = tf.gather(new_place, value.indices[:, 0])  # 0: not kept

@@ -97,14 +97,7 @@ class Pilot(_compat.keras.layers.Layer):
         lookups = self._fields().lookups(inputs if find_ids is None else find_ids(inputs))
         rows = tf.gather(_compat.tf_variable(_compat.table_of(self.rows)), lookups.rows)
         bias = _compat.tf_variable(self.bias)
-        if lookups.shares is None:
-            sums = tf.reduce_sum(
-                tf.reshape(rows[:, _WEIGHT], [lookups.num_inputs, len(self.field_names)]), 1
-            )
-        else:
-            sums = tf.math.unsorted_segment_sum(
-                rows[:, _WEIGHT] * lookups.shares, lookups.inputs, lookups.num_inputs
-            )
+        sums = lookups.sums(rows[:, _WEIGHT])
         log_odds, dense = sums + bias[0], None
         if find_dense is not None:
             dense = tf.cast(find_dense(inputs), tf.float32)
@@ -129,9 +122,7 @@ class Pilot(_compat.keras.layers.Layer):
         if weights is not None:
             grads *= weights
         lookups = prediction.lookups
-        row_grads = tf.gather(grads, lookups.inputs)
-        if lookups.shares is not None:
-            row_grads *= lookups.shares
+        row_grads = lookups.gradients(grads)
         table = _compat.table_of(self.rows)
         slices = tf.IndexedSlices(
             tf.stack([row_grads, -tf.ones_like(row_grads)], axis=1),

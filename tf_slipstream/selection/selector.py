@@ -188,11 +188,11 @@ class InputSelector(_compat.keras.layers.Layer):
         """Returns lookups, and those of inputs kept, `[2, num_fields, num_buckets]`."""
         bounds = [self.pilot.popularity_of(bound) for bound in POPULARITY_BOUNDS]
         bucket = tf.searchsorted(tf.constant(bounds), prediction.popularities, side="right")
-        place = prediction.lookups.fields * _NUM_BUCKETS + bucket
+        place = prediction.lookups.fields() * _NUM_BUCKETS + bucket
         size = int(np.prod(self.popularity_counts.shape[1:]))
         weights = [
             tf.ones_like(prediction.popularities),
-            tf.gather(kept, prediction.lookups.inputs),
+            prediction.lookups.per_lookup(kept),
         ]
         sums = [tf.math.unsorted_segment_sum(one, place, size) for one in weights]
         return tf.reshape(tf.stack(sums), self.popularity_counts.shape)
