@@ -28,7 +28,7 @@ LAYERS = (
     {"_keras_hooks"},
     {"embedding", "optimizer"},
     {"model_tables", "swapping"},
-    {"callbacks", "cli", "data", "distribute", "export", "resizing", "server"},
+    {"callbacks", "cli", "data", "distribute", "export", "resizing", "selection", "server"},
     {PACKAGE},
 )
 

@@ -9,6 +9,8 @@ from tf_slipstream.selection import batches
 class Chooser:
     """Chooses inputs of batches and calls `step` for each full batch of them.
 
+    What is left at the end of the log is not trained on, as with the other configurations.
+
     Args:
         configuration: `Configuration` with `keep`.
         data_set: `DataSet`.
@@ -53,14 +55,6 @@ class Chooser:
     def _train(self, batch):
         ids, dense, labels, offsets, log_odds = batch
         return self._step(ids, dense, labels, offsets, log_odds if self._is_wide else None)
-
-    @tf.function
-    def end(self):
-        """Trains on what waits at the end of an epoch."""
-        waiting = self._waiting.read()
-        num = tf.shape(waiting[0])[0]
-        self._waiting.write(batches.take(waiting, tf.range(num, num)))
-        tf.cond(num > 0, lambda: self._train(waiting), lambda: 0.0)
 
     def log_odds(self, ids, dense):
         """Returns what the pilot adds to logits when the model is used; None where nothing."""

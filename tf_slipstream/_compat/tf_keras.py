@@ -47,6 +47,12 @@ def build_in_graph(model, inputs):
         model(inputs, training=False)
 
 
+def allow_mean_over_replicas(loss, other):
+    """Lets a loss be the mean over replicas where another one may."""
+    # `compile` sets it on the losses that it is given.
+    loss._allow_sum_over_batch_size = other._allow_sum_over_batch_size
+
+
 def loss_of_function(function):
     """Returns the loss object that `compile` makes of a function."""
     return keras.src.losses.LossFunctionWrapper(function, name=function.__name__)

@@ -100,6 +100,10 @@ class Waiting(tf.train.Checkpoint):
         for variable, value in zip(self._variables(), values, strict=True):
             variable.assign(value)
 
+    def most(self):
+        """Returns the size of the largest batch so far."""
+        return self._most.read_value()
+
     def most_of(self, num_inputs):
         """Returns the size of the largest batch so far, of which this is the size of the next."""
         self._most.assign(tf.maximum(self._most, num_inputs))

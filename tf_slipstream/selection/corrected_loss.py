@@ -31,9 +31,7 @@ class CorrectedLoss(_compat.keras.losses.Loss):
         self.from_logits = decides and loss.get_config().get("from_logits", False)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if not _compat.IS_KERAS_3:
-            # tf_keras sets it on losses that it may take the mean of over replicas.
-            self.loss._allow_sum_over_batch_size = self._allow_sum_over_batch_size
+        _compat.allow_mean_over_replicas(self.loss, self)
         correction = self._correction()
         if correction is None:
             return self.loss(y_true, y_pred, sample_weight)

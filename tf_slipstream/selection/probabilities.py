@@ -6,6 +6,8 @@ negative sampling and log odds correction with rare events data".
 
 import tensorflow as tf
 
+from tf_slipstream import _compat
+
 METHODS = ("contribution", "negatives", "random")
 
 # No input is kept less often than this. It costs at most as large a share of the inputs, and bounds
@@ -85,19 +87,10 @@ def add_log_odds(predictions, log_odds, from_logits):
     log_odds = tf.cast(tf.reshape(log_odds, tf.shape(predictions)), predictions.dtype)
     if from_logits:
         return predictions + log_odds
-    logits = _logits_behind(predictions)
+    logits = _compat.logits_behind(predictions)
     if logits is not None:
         # Keras takes the logits from such an op, and from no other, for a precise loss.
         return tf.sigmoid(logits + log_odds)
     odds = tf.exp(log_odds)
     shifted = predictions * odds / (predictions * odds + (1 - predictions))
     return tf.where(log_odds == 0, predictions, shifted)
-
-
-def _logits_behind(probabilities):
-    logits = getattr(probabilities, "_keras_logits", None)
-    if logits is not None:
-        return logits
-    if tf.is_symbolic_tensor(probabilities) and probabilities.op.type == "Sigmoid":
-        return probabilities.op.inputs[0]
-    return None

@@ -262,15 +262,11 @@ class SelectiveModel(_compat.keras.Model):
         if self._correction is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
         weights = self._correction.weights
-        if sample_weight is None:
-            of_user = weights
-        else:
-            of_user = tf.nest.map_structure(lambda one: weighted(weights, one), sample_weight)
-        _compat.update_metrics(self, y, y_pred, weights, of_user)
+        _compat.update_metrics(self, y, y_pred, weights, _times(weights, sample_weight))
         return self.get_metrics_result()
 
     def end_epoch(self):
-        """Trains on the inputs that wait, in a batch that is smaller than the others.
+        """Trains on the inputs that wait, with the weight that they would have in a full batch.
 
         `fit` does so at the end of each epoch. Call it at the end of your data where you call
         `train_on_batch` yourself; eagerly.
@@ -288,7 +284,11 @@ class SelectiveModel(_compat.keras.Model):
         self._waiting.write(parts.take(waiting, tf.range(num_waiting, num_waiting)))
 
         def train():
-            self._train(waiting)
+            # In the mean over a full batch, so that a few inputs move the model as few do.
+            share = tf.cast(num_waiting / self._waiting.most(), tf.float32)
+            x, y, weights = waiting.data
+            shares = share * tf.ones_like(waiting.offsets)
+            self._train(waiting._replace(data=(x, y, _times(shares, weights))))
             return tf.constant(True)
 
         tf.cond(num_waiting > 0, train, lambda: tf.constant(False))
@@ -348,16 +348,19 @@ def _at_least_one(kept, data):
     zero, one = tf.zeros([is_none]), tf.ones([is_none])
     is_real = tf.concat([tf.ones_like(kept.offsets), zero], axis=0)
     x, y, weights = data
-    if weights is None:
-        weights = is_real
-    else:
-        weights = tf.nest.map_structure(lambda given: weighted(is_real, given), weights)
     return _Inputs(
-        (x, y, weights),
+        (x, y, _times(is_real, weights)),
         tf.concat([kept.offsets, zero], axis=0),
         tf.concat([kept.inverse, one], axis=0),
         tf.concat([kept.log_odds, zero], axis=0),
     )
+
+
+def _times(weights, sample_weight):
+    """Returns the user's weights, of each output perhaps, times weights of inputs `[batch]`."""
+    if sample_weight is None:
+        return weights
+    return tf.nest.map_structure(lambda given: weighted(weights, given), sample_weight)
 
 
 def _copies(metrics):
