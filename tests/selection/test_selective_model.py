@@ -183,7 +183,8 @@ def test_what_is_saved_and_exported_is_the_served_model(wide, tmp_path):
     assert type(loaded) is type(served)
     selective.export(str(tmp_path / "served"))
     exported = tf.saved_model.load(str(tmp_path / "served"))
-    np.testing.assert_allclose(exported.serve(inputs), expected, rtol=1e-6)
+    (found,) = exported.signatures["serving_default"](**inputs).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     graph = (tmp_path / "served" / "saved_model.pb").read_bytes()
     assert b"lipstreamApply" not in graph and b"SlipstreamApplyRows" not in graph
     if not wide:

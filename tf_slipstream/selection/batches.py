@@ -87,7 +87,8 @@ class Waiting(tf.train.Checkpoint):
             self._most = tf.Variable(0, trainable=False)
         super().__init__(**{f"part_{i}": one for i, one in enumerate(variables)})
         # Behind functions: a trackable makes objects of its own of dicts and lists.
-        self._variables, self._specs = lambda: variables, lambda: specs
+        self._variables = lambda: variables
+        self._specs = lambda: specs
 
     def read(self):
         """Returns the inputs that wait."""
@@ -166,7 +167,10 @@ def _value_of(spec, values):
     if spec.kind == "none":
         return None
     if spec.kind == "sparse":
-        return tf.SparseTensor(next(values), next(values), next(values))
+        rank = spec.shape[0]
+        indices, flat, dense_shape = next(values), next(values), next(values)
+        indices = tf.ensure_shape(indices, [None, rank])
+        return tf.SparseTensor(indices, flat, tf.ensure_shape(dense_shape, [rank]))
     flat = next(values)
     if spec.kind == "ragged":
         splits = [next(values) for _ in range(spec.num_splits)]

@@ -274,7 +274,7 @@ class SelectiveModel(_compat.keras.Model):
         if self._waiting is None:
             return
         if self._end_epoch_function is None:
-            self._end_epoch_function = tf.function(self._train_on_waiting)
+            self._end_epoch_function = tf.function(self._train_on_waiting, autograph=False)
         self._end_epoch_function()
 
     def _train_on_waiting(self):
