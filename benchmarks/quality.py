@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --data synthetic --optimizer adam --configurations none default
     python benchmarks/quality.py --data criteo80k gowalla --data-dir FOLDER --seeds 0 1 2 3 4
+    python benchmarks/quality.py --configurations none contribution=0.5 random=0.5 --click-rate 0.05
     python benchmarks/quality.py --summary
     python benchmarks/plot_quality.py
 
@@ -18,7 +19,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from quality import configurations, results, runs, training
-from quality.data_sets import DATA_SETS
+from quality.data_sets import DATA_SETS, for_tuning
 from quality.rates import RATES
 
 DEFAULT_CONFIGURATIONS = (
@@ -46,6 +47,8 @@ def arguments():
     add("--examples", type=int, default=2_560_000, help="to train on, of the synthetic log")
     add("--test-examples", type=int, default=200_000, help="of the synthetic log")
     add("--cardinalities", nargs="+", type=int, help="of the synthetic log")
+    add("--click-rate", type=float, help="of the synthetic log, in place of 0.25")
+    add("--tune", action="store_true", help="test on a part of the training data instead")
     add("--threads", type=int, default=1, help="that compute")
     add("--output", default=os.path.join("results", "quality.jsonl"))
     add("--summary", action="store_true", help="print tables of --output and run nothing")
@@ -70,13 +73,21 @@ def main():
         for configuration in compared
     ]
     runs.set_threads(args.threads)
-    runs.work_through(planned, lambda name: DATA_SETS[name](args), args.output)
+
+    def make(name):
+        data_set = DATA_SETS[name](args)
+        return for_tuning(data_set) if args.tune else data_set
+
+    runs.work_through(planned, make, args.output)
 
 
 def settings_of(args, data, optimizer, rate, seed, configuration):
     """Returns all that decides about a run's result."""
     is_synthetic = data in ("synthetic", "changing", "seasonal", "trending")
-    return {
+    # Files from before there were these settings are not to be run again.
+    later = {"click_rate": args.click_rate} if is_synthetic and args.click_rate else {}
+    later |= {"tuning": True} if args.tune else {}
+    return later | {
         "data": data,
         "examples": args.examples if is_synthetic else None,
         "test_examples": args.test_examples if is_synthetic else None,

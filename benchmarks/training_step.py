@@ -25,6 +25,8 @@ SUBJECTS = {
     for subject in (
         Subject("slipstream", "tensorflow_training.py"),
         Subject("collection", "tensorflow_training.py"),
+        Subject("keep0.5", "tensorflow_training.py"),
+        Subject("keep0.3", "tensorflow_training.py"),
         Subject("keras3", "tensorflow_training.py"),
         Subject("tf_keras", "tensorflow_training.py"),
         Subject("torch", "torch_training.py", environment="peers"),
@@ -60,7 +62,8 @@ def arguments():
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--rule", choices=training_workload.RULES, default="adagrad")
     parser.add_argument("--scale", type=float, default=1.0, help="of the tables' rows")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    everybody = ["slipstream", "keras3", "tf_keras", "torch"]
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=everybody)
     parser.add_argument("--zipf", type=float, default=1.1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)

@@ -2,7 +2,8 @@
 
     make demo                                    # a synthetic click log
     make demo DATA=train.txt.gz                  # Criteo's own format, or a .parquet file
-    make demo ARGS="--scale 0.2 --optimizer adam"
+    make demo ARGS="--scale 0.2 --optimizer Adam"
+    make demo ARGS="--keep 0.5"                  # and a model that trains on half of the inputs
 
 Each way of training runs in a process of its own, on the same examples in the same order:
 
@@ -12,6 +13,7 @@ Each way of training runs in a process of its own, on the same examples in the s
                  same Keras 3 optimizer
     sleeping     the same with a StalenessPolicy (--policy): popular rows at rest are updated once
                  in several batches
+    chosen       with --keep: slipstream on the share of the inputs that teach the model something
 """
 
 import argparse
@@ -36,6 +38,7 @@ from tf_slipstream import cli
 
 keras = tf.keras
 SUBJECTS = ("keras", "tf_keras", "slipstream", "sleeping")
+CHOSEN = "chosen"
 
 
 def dlrm(cardinalities, num_dense, dim, bottom, top, look_up):
@@ -117,13 +120,21 @@ def make_model(subject, log, args):
     # Keras starts Adagrad's accumulators at 0.1, far above the squared gradients of a mean loss.
     options = {"initial_accumulator_value": 1e-6} if args.optimizer == "Adagrad" else {}
     optimizer = getattr(optimizers, args.optimizer)(args.learning_rate, **options)
-    is_ours = subject in ("slipstream", "sleeping")
+    is_ours = subject in ("slipstream", "sleeping", CHOSEN)
     if is_ours:
         policy = args.policy if subject == "sleeping" else None
         optimizer = slipstream.SlipstreamOptimizer(optimizer, policy=policy)
     look_up = slipstream_rows if is_ours else stock_rows
     keras.utils.set_random_seed(args.seed)
     model = dlrm(log.cardinalities, log.num_dense, args.dim, args.bottom, args.top, look_up)
+    if subject == CHOSEN:
+        pilot = slipstream.Pilot(
+            list(log.cardinalities),
+            ids=lambda inputs: inputs[1],
+            dense=lambda inputs: inputs[0],
+            num_dense=log.num_dense,
+        )
+        model = slipstream.SelectiveModel(model, pilot, keep=args.keep)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     return model
 
@@ -190,6 +201,10 @@ def train(subject, args):
         "auc": float(area_under_curve(labels, scores)),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
+    if subject == CHOSEN:
+        # Some batches that are read are no step, and some are.
+        result["ms_per_step"] = 1e3 * float(np.mean(progress.seconds[5:] or progress.seconds))
+        result["share_kept"] = model.selection_stats().share_kept
     if subject == "sleeping":
         result |= saved_shares(model.optimizer.skip_stats().values())
     if args.data is None:
@@ -252,11 +267,12 @@ def compare(args):
         f"batch {args.batch_size}, {args.optimizer}, {os.cpu_count()} cores"
     )
     results = []
+    subjects = [*args.subjects, *([CHOSEN] if args.keep else [])]
     # Runs of an earlier demo may be of another log.
-    for subject in SUBJECTS if args.report else ():
+    for subject in (*SUBJECTS, CHOSEN) if args.report else ():
         for path in pathlib.Path(args.report).glob(f"{subject}-*.run.npz"):
             path.unlink()
-    for subject in args.subjects:
+    for subject in subjects:
         environment = dict(os.environ, TF_USE_LEGACY_KERAS="1" if subject == "tf_keras" else "0")
         command = [sys.executable, __file__, *sys.argv[1:], "--train", subject]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -290,6 +306,8 @@ def print_table(results):
                 f"; deferred {r['saved_lookups']:.0%} of lookups, "
                 f"{r['saved_row_updates']:.0%} of row updates"
             )
+        if "share_kept" in r:
+            note += f"; trained on {r['share_kept']:.0%} of the inputs"
         print(f"{r['subject']:>12} {numbers} {r['peak_memory_gb']:9.2f} GB{note}")
     if "best_possible_auc" in results[-1]:
         print(f"{'(teacher)':>12} {'':10} {'':11} {results[-1]['best_possible_auc']:9.4f}")
@@ -298,6 +316,7 @@ def print_table(results):
         "The AUCs should agree but for noise of about 0.001; stock Keras's differs a little more,\n"
         "because it does not sum the gradients of ids that repeat in a batch before its update.\n"
         "A deferred lookup's gradient is held, and applied with others in one update of its row.\n"
+        "`chosen` reads all inputs; its ms a step is the mean over the batches read.\n"
         "`(teacher)` is the AUC of the probabilities that the synthetic clicks were drawn from."
     )
 
@@ -326,10 +345,11 @@ def main():
         choices=["conservative", "balanced", "aggressive"],
         help="of `sleeping`; in a run as short as this the others let few rows sleep",
     )
+    parser.add_argument("--keep", type=float, help="share of the inputs that `chosen` trains on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS)
     parser.add_argument("--report", help="folder for saved runs and a page that compares them")
-    parser.add_argument("--train", choices=SUBJECTS, help=argparse.SUPPRESS)
+    parser.add_argument("--train", choices=[*SUBJECTS, CHOSEN], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
         train(args.train, args)

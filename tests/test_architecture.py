@@ -32,7 +32,7 @@ LAYERS = (
     {"collection", "embedding", "optimizer"},
     {"model_tables", "swapping"},
     {"analysis", "callbacks", "cli", "comparison", "copying", "data", "distribute", "export"}
-    | {"resizing", "server"},
+    | {"resizing", "selection", "server"},
     {PACKAGE},
 )
 

@@ -38,6 +38,13 @@ def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log(tmp_path):
         assert f"<td>{name}</td><td>1</td><td>{row[3]}</td>" in report.read_text()
 
 
+def test_the_demo_shows_a_model_that_trains_on_chosen_inputs():
+    options = ["--scale", 0.001, "--examples", 8192, "--test-examples", 2048, "--batch-size", 256]
+    done = run("dlrm.py", *options, "--keep", 0.5, "--subjects", "slipstream")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"chosen .* GB .*; trained on (4[5-9]|5[0-5])% of the inputs", done.stdout)
+
+
 def test_the_demo_reads_criteo_text(tmp_path):
     random = np.random.default_rng(0)
     lines = []

@@ -32,6 +32,13 @@ if typing.TYPE_CHECKING:
     from tf_slipstream.policy import StalenessPolicy
     from tf_slipstream.resizing import resize
     from tf_slipstream.row_wise_adagrad import RowWiseAdagrad
+    from tf_slipstream.selection import (
+        InputSelector,
+        Pilot,
+        SelectionStats,
+        SelectiveModel,
+        WideModel,
+    )
     from tf_slipstream.state.stats import SkipStats
     from tf_slipstream.swapping import swap_in, swap_out
 
@@ -42,7 +49,11 @@ __all__ = [
     "AlarmError",
     "AlarmEvent",
     "Experiment",
+    "InputSelector",
+    "Pilot",
     "RowWiseAdagrad",
+    "SelectionStats",
+    "SelectiveModel",
     "SkipGuard",
     "SkipHistory",
     "SkipStats",
@@ -51,6 +62,7 @@ __all__ = [
     "SlipstreamMonitor",
     "SlipstreamOptimizer",
     "StalenessPolicy",
+    "WideModel",
     "build_info",
     "copy_training",
     "data",
@@ -68,7 +80,11 @@ _HOMES = {
     "AlarmError": "callbacks",
     "AlarmEvent": "callbacks",
     "Experiment": "comparison.experiment",
+    "InputSelector": "selection",
+    "Pilot": "selection",
     "RowWiseAdagrad": "row_wise_adagrad",
+    "SelectionStats": "selection",
+    "SelectiveModel": "selection",
     "SkipGuard": "callbacks",
     "SkipHistory": "callbacks",
     "SkipStats": "state.stats",
@@ -77,6 +93,7 @@ _HOMES = {
     "SlipstreamMonitor": "callbacks",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
+    "WideModel": "selection",
     "build_info": "ops",
     "copy_training": "copying",
     "data": "data",
@@ -88,7 +105,7 @@ _HOMES = {
     "swap_out": "swapping",
 }
 # Whose classes Keras must know by name.
-_REGISTERED = ("collection", "embedding", "optimizer", "row_wise_adagrad")
+_REGISTERED = ("collection", "embedding", "optimizer", "row_wise_adagrad", "selection")
 
 
 def __getattr__(name):

@@ -6,6 +6,8 @@ from tf_slipstream import StalenessPolicy
 from tf_slipstream.policy import PRESETS
 
 CONTROLS = ("random_rows", "frozen_after", "random_inputs", "fixed")
+# Ways of choosing inputs, before the forward pass, by `slipstream.InputSelector`.
+CHOICES = ("contribution", "negatives", "random")
 # Whose embeddings and optimizer are Keras's own.
 STOCK = ("stock", "dense")
 HELP = """
@@ -19,6 +21,10 @@ A configuration is one of
   frozen_after=300          a row is frozen for ever after so many updates
   fixed=8,min_updates=100   every popular row is updated once in 8 batches, whatever its drift
   random_inputs=0.3         this share of the examples is left out
+  contribution=0.5          this share is chosen by its contribution, in full batches; or negatives=
+                            (positives and a share of the negatives), random=
+  contribution=0.5,wide     the same, with the pilot's log odds added to the model's; wide of all
+                            inputs is contribution=1,wide
 """
 
 
@@ -33,6 +39,9 @@ class Configuration:
         frozen_after: Updates after which a row is frozen for ever; 0: never.
         random_inputs: Share of the examples that is left out.
         stock: One of `STOCK`, or "" for ours.
+        keep: Share of the examples that is chosen, by `method`; 0: none is left out.
+        method: One of `CHOICES`.
+        wide: Whether the pilot is part of the model.
     """
 
     name: str
@@ -41,6 +50,9 @@ class Configuration:
     frozen_after: int = 0
     random_inputs: float = 0.0
     stock: str = ""
+    keep: float = 0.0
+    method: str = ""
+    wide: bool = False
 
     def settings(self):
         """Returns all that decides about the result, the name not, as JSON takes it."""
@@ -52,7 +64,7 @@ class Configuration:
         """What it is an example of: a control's name, "stock", "none", "defer" or "skip"."""
         if self.stock:
             return "stock"
-        for control in CONTROLS:
+        for control in (*CONTROLS, *CHOICES):
             if self.name.startswith(f"{control}="):
                 return control
         return "none" if self.policy is None else self.policy.on_stale
@@ -75,6 +87,8 @@ def parse(text):
         at_once = {"first_sleep": period, "max_sleep": period, "updates_per_sleep": 1}
         always = {"threshold": 1e9, "min_drift": 0}
         return Configuration(text, StalenessPolicy(**always | at_once | _changes(rest)))
+    if key in CHOICES and rest in ([], ["wide"]):
+        return Configuration(text, keep=float(value), method=key, wide=bool(rest))
     if key in CONTROLS and not rest:
         return Configuration(text, **{key: _value(value)})
     if first in (*PRESETS, "default"):

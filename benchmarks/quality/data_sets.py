@@ -86,6 +86,7 @@ def synthetic(args, changes=False, **moves):
     log = slipstream.data.SyntheticClickLog(
         cardinalities=args.cardinalities or CARDINALITIES,
         num_dense=NUM_DENSE,
+        click_rate=getattr(args, "click_rate", None) or 0.25,
         change_after=change,
         **moves,
     )

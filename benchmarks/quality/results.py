@@ -53,7 +53,8 @@ def title_of(job):
 
 Comparison = collections.namedtuple(
     "Comparison",
-    "name family num_seeds lookups_saved row_updates_saved values noise changes errors speed",
+    "name family num_seeds lookups_saved row_updates_saved values noise changes errors speed "
+    "inputs_dropped",
 )
 
 
@@ -88,6 +89,10 @@ def compare(configurations, measures, baseline="none"):
             name: np.mean([result[name] for result in results])
             for name in ("lookups_saved", "row_updates_saved", "examples_per_second")
         }
+        mean |= {
+            name: np.mean([result.get(name, 0.0) for result in results])
+            for name in ("inputs_dropped",)
+        }
         compared.append(
             Comparison(
                 _any(runs)["name"],
@@ -100,6 +105,7 @@ def compare(configurations, measures, baseline="none"):
                 changes,
                 errors,
                 mean["examples_per_second"],
+                mean["inputs_dropped"],
             )
         )
     return compared
@@ -115,7 +121,7 @@ def _deviation(numbers):
 
 def measures_of(configurations):
     """Returns the names of what was measured in all lines of a job."""
-    names = ("auc", "log_loss", "recall_at_20")
+    names = ("auc", "log_loss", "recall_at_20", "calibration")
     lines = [line for runs in configurations.values() for line in runs.values()]
     return [name for name in names if all(name in line["result"] for line in lines)]
 
@@ -125,18 +131,22 @@ def summary(lines):
     parts = []
     for job, configurations in jobs(lines).items():
         measures = measures_of(configurations)
-        heads = ["configuration", "seeds", "lookups saved", "row updates saved"]
+        heads = ["configuration", "seeds", "lookups saved", "row updates saved", "inputs kept"]
+        heads += ["time"]
         heads += [name for m in measures for name in (_words(m), "change")]
         compared = compare(configurations, measures)
-        rows = [_row(one, measures) for one in compared]
+        speed = next((one.speed for one in compared if one.name == "none"), None)
+        rows = [_row(one, measures, speed) for one in compared]
         parts += [f"### {title_of(job)}", "", _line(heads), _line(["---"] * len(heads))]
         parts += [*map(_line, rows), "", _noise(compared, measures), ""]
     return "\n".join(parts)
 
 
-def _row(one, measures):
+def _row(one, measures, speed):
     cells = [f"`{one.name}`", str(one.num_seeds)]
     cells += [f"{one.lookups_saved:.1%}", f"{one.row_updates_saved:.1%}"]
+    # Of the run without leaving anything out, in this process or another: of a quiet machine.
+    cells += [f"{1 - one.inputs_dropped:.1%}", f"{speed / one.speed:.2f}" if speed else ""]
     for measure in measures:
         change, error = one.changes[measure], one.errors[measure]
         cells.append(f"{one.values[measure]:.5f}")
@@ -154,7 +164,12 @@ def _noise(compared, measures):
 
 
 def _words(measure):
-    return {"auc": "AUC", "log_loss": "log loss", "recall_at_20": "recall@20"}[measure]
+    return {
+        "auc": "AUC",
+        "log_loss": "log loss",
+        "recall_at_20": "recall@20",
+        "calibration": "mean prediction / mean label",
+    }[measure]
 
 
 def _line(cells):

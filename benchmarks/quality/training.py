@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_slipstream as slipstream
 from quality import metrics
 from quality.batches import make_epoch
+from quality.choosing import Chooser
 from quality.controls import Filter
 
 keras = tf.keras
@@ -66,6 +67,9 @@ class Trainer:
         sizes = [table.num_rows for table in data_set.tables]
         self._begins = np.cumsum([0, *sizes])
         self.filter = Filter(configuration, int(self._begins[-1]), seed)
+        self.chooser = None
+        if configuration.keep:
+            self.chooser = Chooser(configuration, data_set, seed, self._step)
 
     def _columns(self, ids):
         """Splits ids `[batch, num_lookups]` by table."""
@@ -84,12 +88,17 @@ class Trainer:
         """Trains on batches, stacked: `[num_steps, batch, ...]`. Returns the mean loss."""
         total = 0.0
         for i in tf.range(tf.shape(ids)[0]):
-            total += self._step(ids[i], dense[i], labels[i])
+            step = self._step if self.chooser is None else self.chooser.read
+            total += step(ids[i], dense[i], labels[i])
         return total / tf.cast(tf.shape(ids)[0], tf.float32)
 
-    def _step(self, ids, dense, labels):
+    def _step(self, ids, dense, labels, *added):
+        """Trains on a batch; `added` are log odds `[batch]` that its logits lack, or None."""
         with tf.GradientTape() as tape:
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, self._logits(ids, dense))
+            logits = self._logits(ids, dense)
+            for log_odds in added:
+                logits = logits if log_odds is None else logits + log_odds
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
         grads = tape.gradient(loss, [variable.value for variable in self._variables])
         if self.filter.is_active:
@@ -117,7 +126,9 @@ class Trainer:
 
     @tf.function(reduce_retracing=True)
     def scores(self, ids, dense):
-        return self._logits(ids, dense)
+        logits = self._logits(ids, dense)
+        log_odds = None if self.chooser is None else self.chooser.log_odds(ids, dense)
+        return logits if log_odds is None else logits + log_odds
 
     @contextlib.contextmanager
     def all_applied(self):
@@ -193,19 +204,23 @@ def run(data_set, configuration, settings, on_examples=lambda num_examples: None
     result = _results(trainer, data_set, configuration, num_given)
     if checkpoints:
         result["checkpoints"] = checkpoints
+        # A step of a short run moves the mean prediction by 10% and more: of the second half's.
+        of_these = [one["calibration"] for one in checkpoints[len(checkpoints) // 2 :]]
+        result["calibration"] = float(np.mean(of_these))
     return result | {"examples_per_second": num_timed / seconds if num_timed else 0.0}
 
 
 def _checkpoint(trainer, data_set, step):
     """Evaluates on the way: the model that saving it here would give, and the one in training."""
     lookups_saved, row_updates_saved = trainer.saved()
-    in_training = _evaluate(trainer, data_set)["auc"]
+    in_training = _evaluate(trainer, data_set)
     with trainer.all_applied():
         saved = _evaluate(trainer, data_set)["auc"]
     return {
         "step": step,
         "auc": saved,
-        "auc_while_held": in_training,
+        "auc_while_held": in_training["auc"],
+        "calibration": in_training["calibration"],
         "lookups_saved": lookups_saved,
         "row_updates_saved": row_updates_saved,
     }
@@ -217,6 +232,8 @@ def _results(trainer, data_set, configuration, num_given):
     kept = num_steps / num_given
     if configuration.random_inputs:
         kept = 1 - configuration.random_inputs
+    if trainer.chooser is not None:
+        kept = trainer.chooser.selector.stats().share_kept
     tables = {} if configuration.stock else trainer.optimizer.tables
     states = [state for state in tables.values() if state.policy is not None]
     return _evaluate(trainer, data_set) | {
@@ -240,6 +257,7 @@ def _evaluate(trainer, data_set):
     result = {
         "auc": metrics.area_under_curve(labels, logits),
         "log_loss": metrics.log_loss(labels, logits),
+        "calibration": float(np.mean(1 / (1 + np.exp(-logits.astype(np.float64)))) / labels.mean()),
     }
     if data_set.ranking is not None:
         users, known, wanted = data_set.ranking

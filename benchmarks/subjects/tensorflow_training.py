@@ -4,6 +4,8 @@
     collection   the same with one SlipstreamEmbeddingCollection; where no field has bags its ids
                  come as one array of all fields
     keras3       keras.layers.Embedding, a Keras 3 optimizer
+    keep0.5      the first, in a SelectiveModel that trains on half of the inputs; keep0.3 alike; a
+                 step is a batch read, and a time the mean of 10, some of which train
     tf_keras     tf_keras.layers.Embedding, a legacy tf_keras optimizer with its sparse update
 
 All get the same dense layers, and ids of int64 that are in memory: but for `collection` as columns.
@@ -193,6 +195,27 @@ class CollectionTraining(SlipstreamTraining):
         return [np.concatenate(ids, axis=-1)] if self.is_array else ids
 
 
+class ChosenTraining(SlipstreamTraining):
+    """Reads all, trains on some."""
+
+    keep = 0.5
+
+    def measure(self, args, dense, ids, labels):
+        import tf_slipstream
+
+        pilot = tf_slipstream.Pilot(args.cardinalities, ids=lambda inputs: list(inputs[1:]))
+        optimizer, loss = self.model.optimizer, self.model.loss
+        self.model = tf_slipstream.SelectiveModel(self.model, pilot, keep=self.keep)
+        self.model.compile(optimizer, loss)
+        seconds = super().measure(args, dense, ids, labels)
+        whole = len(seconds) // 10 * 10
+        return np.reshape(seconds[:whole], [-1, 10]).mean(axis=1).tolist()
+
+
+class MoreChosenTraining(ChosenTraining):
+    keep = 0.3
+
+
 class TfKerasTraining(TensorFlowTraining):
     def optimizer(self, name):
         return getattr(keras.optimizers.legacy, name)(training_workload.LEARNING_RATE)
@@ -205,6 +228,8 @@ def _concat(tensors):
 SUBJECTS = {
     "slipstream": SlipstreamTraining,
     "collection": CollectionTraining,
+    "keep0.5": ChosenTraining,
+    "keep0.3": MoreChosenTraining,
     "keras3": TensorFlowTraining,
     "tf_keras": TfKerasTraining,
 }

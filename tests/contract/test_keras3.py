@@ -132,3 +132,26 @@ def test_trackable_children_is_asked_by_a_checkpoint_and_told_its_kind(make, tmp
     )
     tf.train.Checkpoint(made=made).write(str(tmp_path / "checkpoint"))
     assert set(asked) == {"checkpoint"}
+
+
+def test_compiled_metrics_may_take_weights_that_they_were_not_given_for():
+    """`_compile_metrics`, `_flat_metrics`, `_flat_weighted_metrics`, and `build` of it."""
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, inputs)
+    mean, weighted = keras.metrics.MeanAbsoluteError(), keras.metrics.MeanAbsoluteError("weighted")
+    model.compile(loss="mse", metrics=[mean], weighted_metrics=[weighted])
+    y, y_pred = tf.zeros([2, 1]), tf.constant([[1.0], [3.0]])
+    _compat.update_metrics(model, y, y_pred, tf.constant([1.0, 0.0]), tf.constant([0.0, 1.0]))
+    assert float(mean.result()) == 1 and float(weighted.result()) == 3
+    for metric in (mean, weighted):
+        metric.reset_state()
+    model.compute_metrics(None, y, y_pred, tf.constant([0.0, 1.0]))
+    assert float(mean.result()) == 2 and float(weighted.result()) == 3
+
+
+def test_logits_are_found_behind_a_sigmoid():
+    """`_keras_logits`, by which a loss finds them too."""
+    logits = tf.constant([0.5])
+    probabilities = keras.activations.sigmoid(logits)
+    assert probabilities._keras_logits is _compat.logits_behind(probabilities)
+    assert _compat.logits_behind(1 * probabilities) is None

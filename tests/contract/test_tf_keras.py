@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_slipstream import _compat
 from tf_slipstream._compat import IS_KERAS_3
 
 if IS_KERAS_3:
@@ -120,3 +121,31 @@ def test_trackable_children_is_asked_by_a_checkpoint_and_told_its_kind(make, tmp
     )
     tf.train.Checkpoint(made=made).write(str(tmp_path / "checkpoint"))
     assert set(asked) == {"checkpoint"}
+
+
+def test_compiled_metrics_may_take_weights_that_they_were_not_given_for():
+    """`_metrics` and `_weighted_metrics` of `compiled_metrics`, and `build` of it."""
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, inputs)
+    mean, weighted = keras.metrics.MeanAbsoluteError(), keras.metrics.MeanAbsoluteError("weighted")
+    model.compile(loss="mse", metrics=[mean], weighted_metrics=[weighted])
+    y, y_pred = tf.zeros([2, 1]), tf.constant([[1.0], [3.0]])
+    _compat.update_metrics(model, y, y_pred, tf.constant([1.0, 0.0]), tf.constant([0.0, 1.0]))
+    assert float(mean.result()) == 1 and float(weighted.result()) == 3
+    for metric in (mean, weighted):
+        metric.reset_state()
+    model.compute_metrics(None, y, y_pred, tf.constant([0.0, 1.0]))
+    assert float(mean.result()) == 2 and float(weighted.result()) == 3
+
+
+def test_a_loss_may_be_the_mean_over_replicas_once_compile_has_seen_it():
+    """`_allow_sum_over_batch_size`, which `compile` sets."""
+    loss, other = keras.losses.BinaryCrossentropy(), keras.losses.BinaryCrossentropy()
+    assert not loss._allow_sum_over_batch_size
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, inputs)
+    model.compile("sgd", loss=loss)
+    model.evaluate(np.ones([2, 1]), np.ones([2, 1]), verbose=0)
+    assert loss._allow_sum_over_batch_size
+    _compat.allow_mean_over_replicas(other, loss)
+    assert other._allow_sum_over_batch_size

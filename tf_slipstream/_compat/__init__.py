@@ -18,6 +18,7 @@ from tf_slipstream._compat.common import (
     has_schedule,
     learning_rate_at,
     legacy_hint,
+    logits_behind,
     makes_its_numbers,
     register_serializable,
     serialize,
@@ -41,6 +42,11 @@ slot_name = chosen.slot_name
 symbolic_mask = chosen.symbolic_mask
 table_of = chosen.table_of
 tf_variable = chosen.tf_variable
+add_replicated = chosen.add_replicated
+allow_mean_over_replicas = chosen.allow_mean_over_replicas
+build_in_graph = chosen.build_in_graph
+loss_of_function = chosen.loss_of_function
+update_metrics = chosen.update_metrics
 variables_of = chosen.variables_of
 with_another_seed = chosen.with_another_seed
 
@@ -48,6 +54,12 @@ __all__ = [
     "IS_KERAS_3",
     "BaseOptimizer",
     "WrappingOptimizer",
+    "allow_mean_over_replicas",
+    "update_metrics",
+    "logits_behind",
+    "loss_of_function",
+    "build_in_graph",
+    "add_replicated",
     "add_table",
     "add_table_shards",
     "apply_to",

@@ -87,6 +87,15 @@ def makes_its_numbers(initializer):
     return is_keras_own and isinstance(initializer, tuple(getattr(initializers, k) for k in kinds))
 
 
+def logits_behind(probabilities):
+    """Returns the logits that a loss of Keras takes in place of these probabilities, or None."""
+    logits = getattr(probabilities, "_keras_logits", None)
+    if logits is None and tf.is_symbolic_tensor(probabilities):
+        operation = probabilities.op
+        logits = operation.inputs[0] if operation.type == "Sigmoid" else None
+    return logits
+
+
 def constant_value(initializer, shape):
     """Returns the array of a `Constant` initializer that holds one of this shape; else None."""
     value = initializer.value if isinstance(initializer, keras.initializers.Constant) else None

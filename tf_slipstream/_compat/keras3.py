@@ -61,6 +61,54 @@ def add_table_shards(layer, strategy, num_servers, shape, initializer, **argumen
     return shards
 
 
+def add_replicated(layer, name, shape, dtype):
+    """Adds a variable of zeros that every replica sets to the same value."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        initializer="zeros",
+        trainable=False,
+        aggregation="only_first_replica",
+    )
+
+
+def build_in_graph(model, inputs):
+    """Makes a model's variables: nothing to do, Keras 3 has made them before it traces a step."""
+
+
+def allow_mean_over_replicas(loss, other):
+    """Lets a loss be the mean over replicas where another one may: nothing to do in Keras 3."""
+
+
+def loss_of_function(function):
+    """Returns the loss object that `compile` makes of a function."""
+    return keras.src.losses.losses.LossFunctionWrapper(function, name=function.__name__)
+
+
+def update_metrics(model, y, y_pred, weights, sample_weight):
+    """Updates the metrics of `compile`, those too that take no weights, with weights.
+
+    Args:
+        model: A model that is compiled.
+        y: Labels, as the model's data has them.
+        y_pred: The model's outputs.
+        weights: `[batch]`, for `metrics`.
+        sample_weight: For `weighted_metrics`.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    metrics, weighted = compiled._flat_metrics, compiled._flat_weighted_metrics
+    compiled._flat_metrics = [None] * len(metrics)
+    for some, weights_of_some in ((metrics, weights), (weighted, sample_weight)):
+        compiled._flat_weighted_metrics = some
+        compiled.update_state(y, y_pred, weights_of_some)
+    compiled._flat_metrics, compiled._flat_weighted_metrics = metrics, weighted
+
+
 def with_another_seed(initializer, number):
     """Returns an initializer like this one that draws other numbers for each `number` above 0.
 

@@ -29,6 +29,56 @@ def add_table_shards(layer, strategy, num_servers, shape, initializer, **argumen
     return list(getattr(table, "variables", [table]))
 
 
+def add_replicated(layer, name, shape, dtype):
+    """Adds a variable of zeros that every replica sets to the same value."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        initializer="zeros",
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def build_in_graph(model, inputs):
+    """Makes a model's variables, which cannot be made in a branch of a graph."""
+    if not model.built:
+        model(inputs, training=False)
+
+
+def allow_mean_over_replicas(loss, other):
+    """Lets a loss be the mean over replicas where another one may."""
+    # `compile` sets it on the losses that it is given.
+    loss._allow_sum_over_batch_size = other._allow_sum_over_batch_size
+
+
+def loss_of_function(function):
+    """Returns the loss object that `compile` makes of a function."""
+    return keras.src.losses.LossFunctionWrapper(function, name=function.__name__)
+
+
+def update_metrics(model, y, y_pred, weights, sample_weight):
+    """Updates the metrics of `compile`, those too that take no weights, with weights.
+
+    Args:
+        model: A model that is compiled.
+        y: Labels, as the model's data has them.
+        y_pred: The model's outputs.
+        weights: `[batch]`, for `metrics`.
+        sample_weight: For `weighted_metrics`.
+    """
+    compiled = model.compiled_metrics
+    if not compiled.built:
+        compiled.build(y_pred, y)
+    metrics, weighted = compiled._metrics, compiled._weighted_metrics
+    compiled._metrics = [[None]] * len(metrics)
+    for some, weights_of_some in ((metrics, weights), (weighted, sample_weight)):
+        compiled._weighted_metrics = some
+        compiled.update_state(y, y_pred, weights_of_some)
+    compiled._metrics, compiled._weighted_metrics = metrics, weighted
+
+
 def with_another_seed(initializer, number):
     """Returns the initializer: in tf_keras one draws other numbers at each call."""
     return initializer
