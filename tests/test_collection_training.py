@@ -38,10 +38,12 @@ from tf_slipstream import (
     SlipstreamEmbeddingCollection,
     SlipstreamOptimizer,
     copy_training,
+    export,
     resize,
     swap_out,
 )
 from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
+from tf_slipstream.delta.apply import apply_delta
 from tf_slipstream.export.stock_ops import check_stock_ops
 from tf_slipstream.ops import _library
 from tf_slipstream.state import schema
@@ -469,3 +471,21 @@ class TestExport:
             tf.errors.InvalidArgumentError, match=r"field item: id 12 is not in \[0"
         ):
             answer(bad)
+
+    def test_a_delta_has_the_rows_that_changed(self, tmp_path):
+        model = collection_model(SlipstreamOptimizer(INNER["adagrad"]()))
+        tracker = export.DeltaTracker(model, tmp_path / "marks")
+        train_steps(model, DATA, 0, 2)
+        export.save_version(model, tmp_path / "1")
+        ids = DATA[0][32:48]
+        model.train_on_batch(ids, DATA[1][32:48])
+        starts = np.cumsum([0, *DIMS.values()])[:-1]
+        changed = np.unique(ids + starts)
+        np.testing.assert_array_equal(tracker.changed_rows(1)["fields"], changed)
+        saved = export.save_delta(model, 1, tmp_path / "delta")
+        assert saved.num_rows == {"fields/embeddings": len(changed)}
+        apply_delta(str(tmp_path / "1"), str(tmp_path / "delta"), str(tmp_path / "2"))
+        serve = tf.saved_model.load(str(tmp_path / "2")).signatures["serving_default"]
+        (name,) = serve.structured_input_signature[1]
+        (answer,) = serve(**{name: tf.constant(DATA[0])}).values()
+        np.testing.assert_allclose(answer, model.predict(DATA[0], verbose=0), rtol=1e-5)

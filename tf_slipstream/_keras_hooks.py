@@ -57,7 +57,8 @@ def install():
     for name in READERS:
         _wrap(keras.Model, name, before=_settle_model)
     _wrap(keras.layers.Layer, "get_weights", before=_settle_model)
-    _wrap(keras.Model, "fit", after=_wake_model)
+    _wrap(keras.Model, "fit", before=_build_optimizer, after=_wake_model)
+    _wrap(keras.Model, "train_on_batch", before=_build_optimizer)
     _wrap(keras.Model, "load_weights", around=_loading_weights)
     _wrap(keras.export.ExportArchive, "write_out", before=_settle_archive)
     # The same as functions of a model.
@@ -88,6 +89,23 @@ def _wrap(place, name, before=None, after=None, around=None):
         return result
 
     setattr(owner, name, wrapped)
+
+
+def _build_optimizer(model):
+    """Builds a model's optimizer before its step is traced.
+
+    Variables that are made while a step is traced have TensorFlow trace it a second time, which is
+    half of what the first step takes.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, _compat.WrappingOptimizer) or optimizer.is_built:
+        return
+    # A step of the user's own may train other variables, in another order.
+    is_own_step = type(model).train_step is not _compat.keras.Model.train_step
+    # Under a strategy both Kerases have a way of their own.
+    is_alone = model.distribute_strategy is tf.distribute.get_strategy()
+    if model.built and is_alone and not is_own_step and not tf.distribute.has_strategy():
+        optimizer.build(model.trainable_variables)
 
 
 def _settle_model(model):

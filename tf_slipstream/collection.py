@@ -66,10 +66,10 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
     Example:
 
     ```python
-    embeddings = slipstream.SlipstreamEmbeddingCollection({"user": 1_000_000, "item": 200_000}, 32)
+    embeddings = slipstream.SlipstreamEmbeddingCollection({"user": 100_000, "item": 20_000}, 32)
     embeddings(tf.constant([[3, 7], [5, 5]]))                     # [2, 2, 32]
     embeddings({"user": tf.constant([3, 5]), "item": tf.constant([7, 5])})  # dict of [2, 32]
-    embeddings.rows("user")                                       # NumPy [1_000_000, 32]
+    embeddings.rows("user")                                       # NumPy [100_000, 32]
     ```
     """
 
@@ -257,17 +257,15 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         self._check_array(shape)
         if self._combiner is not None and len(shape) == 3:
             shape = shape[:-1]
-        return (*shape[:-1], len(self.layout.names), self.output_dim)
+        return _as(input_shape, (*shape[:-1], len(self.layout.names), self.output_dim))
 
-    def _shape_of_field(self, field, shape):
-        shape = tuple(tf.TensorShape(shape))
+    def _shape_of_field(self, field, given):
+        shape = tuple(tf.TensorShape(given))
         name = self.layout.names[self.layout.place_of(field)]
-        if self._combiner is None:
-            return (*shape, self.output_dim)
-        if len(shape) == 1:
-            return (*shape, self.output_dim)
-        check_rank(f"Field '{name}' of {self._user}", shape, self._combiner)
-        return (*shape[:-1], self.output_dim)
+        if self._combiner is not None and len(shape) != 1:
+            check_rank(f"Field '{name}' of {self._user}", shape, self._combiner)
+            shape = shape[:-1]
+        return _as(given, (*shape, self.output_dim))
 
     def compute_output_spec(self, inputs, weights=None):
         def spec(ids, shape):
@@ -377,6 +375,11 @@ def _is_list_of_tensors(inputs):
 def _is_list_of_shapes(shape):
     is_list = isinstance(shape, (list, tuple)) and bool(shape)
     return is_list and all(isinstance(one, (list, tuple, tf.TensorShape)) for one in shape)
+
+
+def _as(given, shape):
+    """Returns a shape as one of the kind that was given, which tf_keras's are."""
+    return tf.TensorShape(shape) if isinstance(given, tf.TensorShape) else shape
 
 
 def _like(inputs, fields, outputs):

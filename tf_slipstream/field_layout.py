@@ -120,9 +120,10 @@ class FieldLayout:
         # [num_fields, 1, ...]
         shape = [-1] + [1] * (ids.shape.rank - 1 - axis)
         ids = tf.cast(ids, self.index_dtype([ids.dtype]))
-        starts = tf.reshape(tf.constant(self.starts, ids.dtype), shape)
+        rows = ids + tf.reshape(tf.constant(self.starts, ids.dtype), shape)
+        # Not the sum waits for the checks: the two passes over the ids go on at once.
         with tf.control_dependencies(self._checks(user, range(len(self.names)), largest)):
-            return ids + starts
+            return tf.identity(rows)
 
     def rows_of_fields(self, user, places, ids):
         """Returns the rows that ids of some fields name, all in one tensor.
@@ -141,12 +142,13 @@ class FieldLayout:
         dtype = self.index_dtype([one.dtype for one in ids])
         ids = [tf.reshape(tf.cast(one, dtype), [-1]) for one in ids]
         largest = tf.stack([tf.reduce_max(_unsigned(one)) for one in ids])
+        rows = [
+            one + tf.constant(self.starts[place], dtype) if self.starts[place] else one
+            for place, one in zip(places, ids, strict=True)
+        ]
+        rows = rows[0] if len(rows) == 1 else tf.concat(rows, axis=0)
         with tf.control_dependencies(self._checks(user, places, largest)):
-            rows = [
-                one + tf.constant(self.starts[place], dtype) if self.starts[place] else one
-                for place, one in zip(places, ids, strict=True)
-            ]
-            return tf.identity(rows[0]) if len(rows) == 1 else tf.concat(rows, axis=0)
+            return tf.identity(rows)
 
     def _checks(self, user, places, largest):
         """Returns what to wait for in a graph, which fails for an id outside of its field.

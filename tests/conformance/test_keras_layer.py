@@ -7,7 +7,7 @@ out: LoRA and quantization (refused), and `sparse=True` of tf_keras (refused).
 import numpy as np
 import pytest
 
-from tf_slipstream import SlipstreamEmbedding
+from tf_slipstream import SlipstreamEmbedding, SlipstreamEmbeddingCollection
 from tf_slipstream._compat import IS_KERAS_3
 
 EXPECTED = {
@@ -57,6 +57,24 @@ KERAS_3_CASES = {
     ),
 }
 
+# The same of a collection of three fields of 5 rows.
+COLLECTION_CASES = {
+    "array": ({}, PAIRS | {"expected_output_shape": (2, 3, 4)}),
+    "masking": (
+        {"mask_zero": True},
+        PAIRS | {"input_dtype": "int64", "supports_masking": True, "expected_mask_shape": (2, 3)},
+    ),
+    "regularizer": ({"embeddings_regularizer": "l2"}, PAIRS | {"expected_num_losses": 1}),
+    "combiner": (
+        {"combiner": "mean"},
+        {
+            "input_shape": (2, 3, 2),
+            "input_dtype": "int32",
+            "expected_output_shape": (2, 3, 4),
+        },
+    ),
+}
+
 TF_KERAS_CASES = {
     "length": ({"input_length": 2}, (3, 2)),
     "masking": ({"mask_zero": True}, (3, 2)),
@@ -76,6 +94,34 @@ def test_it_passes_the_test_of_keras_3(case):
     arguments, expected = KERAS_3_CASES[case]
     dims = {"input_dim": 5, "output_dim": 4}
     TestCase().run_layer_test(SlipstreamEmbedding, dims | arguments, **EXPECTED | expected)
+
+
+@pytest.mark.skipif(not IS_KERAS_3, reason="`run_layer_test` is of Keras 3")
+@pytest.mark.parametrize("case", COLLECTION_CASES)
+def test_a_collection_passes_the_test_of_keras_3(case):
+    from keras.src.testing import TestCase
+
+    arguments, expected = COLLECTION_CASES[case]
+    dims = {"input_dims": [5, 5, 5], "output_dim": 4}
+    TestCase().run_layer_test(
+        SlipstreamEmbeddingCollection, dims | arguments, **EXPECTED | expected
+    )
+
+
+@pytest.mark.skipif(IS_KERAS_3, reason="`layer_test` is of tf_keras")
+@pytest.mark.parametrize("mask_zero", [False, True])
+def test_a_collection_passes_the_test_of_tf_keras(mask_zero):
+    from tf_keras.src.testing_infra.test_utils import layer_test
+
+    layer_test(
+        SlipstreamEmbeddingCollection,
+        kwargs={"input_dims": [10, 10], "output_dim": 4, "mask_zero": mask_zero},
+        input_data=np.random.default_rng(0).integers(10, size=(3, 2)).astype("int32"),
+        expected_output_dtype="float32",
+        expected_output_shape=(None, 2, 4),
+        supports_masking=mask_zero,
+        custom_objects={"SlipstreamEmbeddingCollection": SlipstreamEmbeddingCollection},
+    )
 
 
 @pytest.mark.skipif(IS_KERAS_3, reason="`layer_test` is of tf_keras")

@@ -13,6 +13,7 @@ from tests.models import embedding_of, random_table, slices
 from tf_slipstream import (
     RowWiseAdagrad,
     SlipstreamEmbedding,
+    SlipstreamEmbeddingCollection,
     SlipstreamOptimizer,
     StalenessPolicy,
 )
@@ -52,6 +53,22 @@ KERAS_OBJECTS = {
             trainable=False,
         ),
         lambda: SlipstreamEmbedding(10, 3),
+    ],
+    SlipstreamEmbeddingCollection: [
+        lambda: SlipstreamEmbeddingCollection(
+            {"user": 10, "friend": "user", "other": "user"},
+            3,
+            combiner="sqrtn",
+            policy=StalenessPolicy(on_stale="skip", min_updates=7),
+            embeddings_initializer={"user": keras.initializers.RandomNormal(stddev=0.5, seed=1)},
+            embeddings_regularizer=keras.regularizers.L2(0.25),
+            embeddings_constraint=keras.constraints.MaxNorm(2.0, axis=1),
+            mask_zero=True,
+            name="fields",
+            dtype="mixed_bfloat16",
+            trainable=False,
+        ),
+        lambda: SlipstreamEmbeddingCollection({"a": "b", "b": 10, "c": "b"}, 3),
     ],
     SlipstreamOptimizer: [
         lambda: SlipstreamOptimizer(
