@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # On processors with AVX-512 or AMX oneDNN fuses the dense layers of some graphs and not of others,
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
+from tf_slipstream import _compat
 from tf_slipstream.ops import _library
 
 # More than one, so that kernels do run in parallel, and few enough for any machine.
@@ -28,6 +30,20 @@ tf.config.set_logical_device_configuration(
 # Fixed examples: a failure is there in the next run too, and on every machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+# What asks Keras for nothing is tested once, with Keras 3.
+_ONCE = ("analysis", "data", "delta", "ops", "test_architecture.py", "test_docs.py")
+_TWICE = ("analysis/test_popularity.py", "data/test_criteo_text.py")
+_TWICE += ("ops/test_apply_rows_against_keras.py", "ops/test_bfloat16.py")
+_TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path):
+    if _compat.IS_KERAS_3 or collection_path.is_dir() or _TESTS not in collection_path.parents:
+        return None
+    path = collection_path.relative_to(_TESTS)
+    # None: as any other.
+    return (path.parts[0] in _ONCE and path.as_posix() not in _TWICE) or None
 
 
 @pytest.fixture(params=["native", "fallback"])

@@ -8,8 +8,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+
+from tf_slipstream import _compat
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+of_the_demo = pytest.mark.skipif(
+    not _compat.IS_KERAS_3, reason="the demo's subjects choose their Keras themselves"
+)
 
 
 def run(script, *arguments):
@@ -21,6 +27,7 @@ def run(script, *arguments):
     )
 
 
+@of_the_demo
 def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log(tmp_path):
     options = ["--scale", 0.001, "--examples", 4096, "--test-examples", 2048, "--batch-size", 512]
     done = run("dlrm.py", *options, "--report", tmp_path / "demo")
@@ -38,6 +45,7 @@ def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log(tmp_path):
         assert f"<td>{name}</td><td>1</td><td>{row[3]}</td>" in report.read_text()
 
 
+@of_the_demo
 def test_the_demo_shows_a_model_that_trains_on_chosen_inputs():
     options = ["--scale", 0.001, "--examples", 8192, "--test-examples", 2048, "--batch-size", 256]
     done = run("dlrm.py", *options, "--keep", 0.5, "--subjects", "slipstream")
@@ -45,6 +53,7 @@ def test_the_demo_shows_a_model_that_trains_on_chosen_inputs():
     assert re.search(r"chosen .* GB .*; trained on (4[5-9]|5[0-5])% of the inputs", done.stdout)
 
 
+@of_the_demo
 def test_the_demo_reads_criteo_text(tmp_path):
     random = np.random.default_rng(0)
     lines = []
@@ -61,6 +70,7 @@ def test_the_demo_reads_criteo_text(tmp_path):
     assert 0 < result["auc"] < 1 and "best_possible_auc" not in result
 
 
+@of_the_demo
 def test_the_demo_says_what_is_wrong_with_its_data(tmp_path):
     done = run("dlrm.py", "--data", tmp_path / "missing.tsv")
     assert done.returncode != 0
