@@ -56,6 +56,8 @@ def test_a_configuration_is_a_preset_changes_or_a_control(quality):
     changed = parse("on_stale=skip,threshold=0.5")
     assert changed.policy == StalenessPolicy(on_stale="skip", threshold=0.5)
     assert changed.family == "skip"
+    chosen = parse("contribution=0.5,wide")
+    assert (chosen.keep, chosen.method, chosen.wide) == (0.5, "contribution", True)
     fixed = parse("fixed=8,min_updates=20")
     assert (fixed.policy.first_sleep, fixed.policy.max_sleep) == (8, 8)
     assert fixed.policy.min_updates == 20 and fixed.family == "fixed"
@@ -126,7 +128,7 @@ def test_the_frontier_is_drawn(quality, tmp_path, monkeypatch):
 def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, capsys):
     output = tmp_path / "quality.jsonl"
     policy = "min_updates=5,updates_per_sleep=1,window=2"
-    names = ["none", policy, "random_rows=0.5", "random_inputs=0.5"]
+    names = ["none", policy, "random_rows=0.5", "random_inputs=0.5", "contribution=0.5,wide"]
     options = ["--examples", 2048, "--test-examples", 1024, "--cardinalities", 50, 20]
     options += ["--batch-size", 64, "--data", "changing", "--output", output, "--seeds", 0]
     # In this process, whose threads are set already; starting another takes longer than training.
@@ -135,10 +137,11 @@ def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, caps
     command = ["", *map(str, options)]
     monkeypatch.setattr(sys, "argv", command)
     bench.main()
-    assert "4 runs to do; 0 in" in capsys.readouterr().err
+    assert "5 runs to do; 0 in" in capsys.readouterr().err
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["name"] for line in lines] == names
-    none, policy, random, inputs = (line["result"] for line in lines)
+    none, policy, random, inputs, chosen = (line["result"] for line in lines)
+    assert abs(chosen["inputs_dropped"] - 0.5) < 0.1 and chosen["steps"] < none["steps"]
     assert none["lookups_saved"] == none["row_updates_saved"] == 0
     assert policy["lookups_saved"] > 0.3 and policy["row_updates_saved"] > 0.3
     assert abs(random["lookups_saved"] - 0.5) < 0.1
@@ -147,7 +150,7 @@ def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, caps
     assert none["checkpoints"][0]["step"] == 16  # where the teacher changes
 
     bench.main()
-    assert "0 runs to do; 4 in" in capsys.readouterr().err
+    assert "0 runs to do; 5 in" in capsys.readouterr().err
     # What is evaluated on the way, with all that is held, leaves no trace.
     more = tmp_path / "more.jsonl"
     changes = ["--output", more, "--checkpoints", 3, "--configurations", names[1]]

@@ -102,6 +102,8 @@ class SelectiveModel(_compat.keras.Model):
         self._of_thread = threading.local()
         self._end_epoch_function = None
         self.supports_jit = False
+        # tf_keras has no variables of a model that is not.
+        self.built = bool(model.built)
 
     @property
     def served_model(self):

@@ -24,6 +24,8 @@ class WideModel(_compat.keras.Model):
         self.model, self.pilot = model, pilot
         self.from_logits, self.output_key = from_logits, output
         self.supports_jit = False
+        # tf_keras has no variables of a model that is not.
+        self.built = bool(model.built)
 
     def build(self, input_shape=None):
         # The parts build themselves.
