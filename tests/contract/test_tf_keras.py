@@ -149,3 +149,11 @@ def test_a_loss_may_be_the_mean_over_replicas_once_compile_has_seen_it():
     assert loss._allow_sum_over_batch_size
     _compat.allow_mean_over_replicas(other, loss)
     assert other._allow_sum_over_batch_size
+
+
+def test_logits_are_found_behind_a_sigmoid():
+    """`_keras_logits`, by which a loss finds them too."""
+    logits = tf.constant([0.5])
+    probabilities = keras.activations.sigmoid(logits)
+    assert probabilities._keras_logits is _compat.logits_behind(probabilities)
+    assert _compat.logits_behind(1 * probabilities) is None

@@ -60,7 +60,12 @@ def test_dataset_gives_the_batches(text_path, parquet_path):
         ("empty.txt", b"", ValueError, "is empty"),
         ("empty.gz", gzip.compress(b"", mtime=0), ValueError, "has no lines"),
         ("blank.txt", b"\xef\xbb\xbf\r\n\n", ValueError, "has no lines"),
-        ("cut.gz", gzip.compress(b"1\t2")[:8], ValueError, "line 1 or later: .*cut off or damaged"),
+        (
+            "cut.gz",
+            gzip.compress(b"1\t2", mtime=0)[:8],
+            ValueError,
+            "line 1 or later: .*cut off or damaged",
+        ),
         ("train.txt.gz", b"0\t1\t5\n", ValueError, "is not gzipped, despite its name"),
         ("image.png", b"\x89PNG\r\n", ValueError, "Expected parquet, gzipped text"),
         ("not.parquet", b"label\tI1\n", ValueError, "Expected parquet, gzipped text"),
