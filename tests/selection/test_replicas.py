@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_slipstream as slipstream
+from tests.distribute.replicas import strategy_of
 from tests.selection.models import DIMS, click_log, click_model, dataset, optimizer
 from tf_slipstream import _compat
-
-DEVICES = ["CPU:0", "CPU:1"]
 
 
 def selective_of(strategy, **arguments):
@@ -20,7 +18,7 @@ def selective_of(strategy, **arguments):
 
 def test_all_replicas_have_the_same_pilot_and_learn_from_those_of_all():
     log = click_log(4000)
-    selective = selective_of(tf.distribute.MirroredStrategy(DEVICES))
+    selective = selective_of(strategy_of(2))
     selective.fit(dataset(log, 128), epochs=2, verbose=0)
     selector = selective.selector
     for variable in [*selective.weights, *selector.pilot_optimizer.variables]:
@@ -40,6 +38,6 @@ def test_all_replicas_have_the_same_pilot_and_learn_from_those_of_all():
 
 
 def test_full_batches_are_refused():
-    selective = selective_of(tf.distribute.MirroredStrategy(DEVICES), batches="full")
+    selective = selective_of(strategy_of(2), batches="full")
     with pytest.raises(ValueError, match="batches='shrunk'"):
         selective.fit(dataset(click_log(256), 128), verbose=0)
