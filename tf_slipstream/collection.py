@@ -321,8 +321,8 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             is counted are lookups of rows. Empty before the first step of a `SlipstreamOptimizer`.
 
         Raises:
-            ValueError: On replicas, parameter servers and GPUs, where lookups are counted for the
-                collection as a whole.
+            ValueError: On parameter servers and GPUs, where lookups are counted for the collection
+                as a whole.
         """
         holders = registry.holders_of((self._shards or [self._table()])[0]) if self.built else []
         if not holders:

@@ -359,12 +359,14 @@ BadLookup LiveRows::Find(const std::vector<Lookups<Index>>& tables, int64_t step
   return First(bad_);
 }
 
-void LiveRows::SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped,
-                             int64_t num_deferred) {
-  RowCounts& counts = found_.counts[table];
-  counts.num_lookups = num_lookups;
-  counts.num_skipped_lookups = num_skipped;
-  counts.num_deferred_lookups = num_deferred;
+void LiveRows::SetNumLookups(int64_t table, const int64_t* counted) {
+  const auto set = [&](RowCounts* counts) {
+    counts->num_lookups = *counted++;
+    counts->num_skipped_lookups = *counted++;
+    counts->num_deferred_lookups = *counted++;
+  };
+  set(&found_.counts[table]);
+  for (RowCounts& field : found_.field_counts[table]) set(&field);
 }
 
 template <typename Index>

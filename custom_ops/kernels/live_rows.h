@@ -92,7 +92,8 @@ class LiveRows {
   const Found& found() const { return found_; }
   const RowCounts& counts(int64_t table) const { return found_.counts[table]; }
   // Counts other lookups of a table in place of those found: its ids stand for more than one each.
-  void SetNumLookups(int64_t table, int64_t num_lookups, int64_t num_skipped, int64_t num_deferred);
+  //   counted [1 + num_fields, 3]: of the table, then of its fields, in all, skipped and deferred
+  void SetNumLookups(int64_t table, const int64_t* counted);
   // Puts others in their place, where the lookups were counted before they came here.
   void SetCounts(const std::vector<RowCounts>& counts) { found_.counts = counts; }
   // How many rows of a table are updated or deferred.

@@ -31,8 +31,8 @@ stale rows, keep their values and slots to the bit.
 indices: [num_lookups] ids in [0, num_rows).
 grads: [num_lookups, dim].
 grad_scales: Scalars; each multiplies its table's summed gradients.
-num_lookups: int64 [3] per table: how many lookups to count, in all, skipped and deferred. None: those
-  that there are.
+num_lookups: int64 [3 * (1 + num_fields)] per table: how many lookups to count of it, then of each field
+  that its counters have, in all, skipped and deferred. None: those that there are.
 clip_value: Bound on each element of a summed gradient, 0 for none.
 )doc"));
 
@@ -49,22 +49,24 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, args_.ReadSettings(context, "grad_scales", clip_value_, &settings));
     tensorflow::OpInputList num_lookups;
     OP_REQUIRES_OK(context, context->input_list("num_lookups", &num_lookups));
-    for (const Tensor& counted : num_lookups) {
-      OP_REQUIRES(context, num_lookups.size() == args_.num_tables() && counted.NumElements() == 3,
-                  InvalidArgument("num_lookups must be [3] for each of ", args_.num_tables(),
-                                  " tables or for none, got ", num_lookups.size(), ", one of ",
-                                  counted.shape().DebugString()));
-    }
+    OP_REQUIRES(context, num_lookups.size() == 0 || num_lookups.size() == args_.num_tables(),
+                InvalidArgument("num_lookups must be there for each of ", args_.num_tables(),
+                                " tables or for none, got ", num_lookups.size()));
     TableVariables variables;
     OP_REQUIRES_OK(context, args_.AddVariables(context, &variables));
     OP_REQUIRES_OK(context, variables.LockForWriting(context));
     TableList list;
     OP_REQUIRES_OK(context, args_.Read(&variables, &list));
+    for (int64_t t = 0; t < num_lookups.size(); ++t) {
+      const int64_t num = 3 * (1 + list.num_fields[t]);
+      OP_REQUIRES(context, num_lookups[t].NumElements() == num,
+                  InvalidArgument("num_lookups of table '", args_.names()[t], "' must be [", num,
+                                  "], got ", num_lookups[t].shape().DebugString()));
+    }
     for (Table& table : list.tables) table.holds_elsewhere = num_lookups.size() > 0;
     const auto count = [&](const std::vector<Lookups<Index>>&, LiveRows* live_rows) {
       for (int64_t t = 0; t < num_lookups.size(); ++t) {
-        const int64_t* counted = num_lookups[t].flat<int64_t>().data();
-        live_rows->SetNumLookups(t, counted[0], counted[1], counted[2]);
+        live_rows->SetNumLookups(t, num_lookups[t].flat<int64_t>().data());
       }
       return absl::OkStatus();
     };

@@ -55,8 +55,6 @@ absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& ar
     TF_RETURN_IF_ERROR(
         ReadLookups(context, args.names(), list->num_rows, list->dims, states, &lookups));
     for (size_t t = 0; t < lookups.size(); ++t) {
-      // What comes from elsewhere stands for more lookups than there are here.
-      if (list->tables[t].holds_elsewhere || list->tables[t].batches != nullptr) continue;
       lookups[t].fields = list->counters[t] + kNumCounters;
       lookups[t].num_fields = list->num_fields[t];
     }

@@ -36,6 +36,8 @@ REGISTER_OP("Slipstream>ReplicaRows")
     .Attr("Tindices: {int32, int64}")
     .Attr("table_names: list(string)")
     .Attr("num_rows: list(int)")
+    .Attr("num_fields: list(int)")
+    .Attr("row_ends: list(int)")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
       int n, num_policies, num_holding;
@@ -52,7 +54,7 @@ REGISTER_OP("Slipstream>ReplicaRows")
         }
         c->set_output(n + t, rows);
         c->set_output(4 * n + t, c->Matrix(c->UnknownDim(), c->Dim(grads, 1)));
-        c->set_output(6 * n + t, c->Vector(3));
+        c->set_output(6 * n + t, c->Vector(c->UnknownDim()));
       }
       return absl::OkStatus();
     })
@@ -71,7 +73,10 @@ sent_indices, sent_grads: Distinct ids that travel in order of first appearance,
 stale_indices: Distinct ids of all other rows.
 deferred_entries, deferred_grads: Entries of the pool, and gradients to be held.
 released: Entries whose held gradients are in sent_grads.
-num_lookups: int64 [3]: in all, of skipped rows, of deferred rows.
+num_fields: Of each table, how many fields its lookups are counted by; 0: by none.
+row_ends: Of each field of each table the row behind its last.
+num_lookups: int64 [3 * (1 + num_fields)]: of the table, then of each field, in all, of skipped rows,
+  of deferred rows.
 )doc");
 
 template <typename Index>
@@ -81,6 +86,9 @@ class ReplicaRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("table_names", &table_names_));
     OP_REQUIRES_OK(context, context->GetAttr("num_rows", &num_rows_));
     OP_REQUIRES_OK(context, context->GetAttr("holding_tables", &holding_tables_));
+    std::vector<int64_t> num_fields, row_ends;
+    OP_REQUIRES_OK(context, context->GetAttr("num_fields", &num_fields));
+    OP_REQUIRES_OK(context, context->GetAttr("row_ends", &row_ends));
     int num_tables, num_holding;
     OP_REQUIRES_OK(context, context->GetAttr("N", &num_tables));
     OP_REQUIRES_OK(context, pools_.Init(context, Memory::kHost, num_tables));
@@ -90,9 +98,17 @@ class ReplicaRowsOp : public OpKernel {
     };
     OP_REQUIRES(context,
                 is_as_long(table_names_, num_tables) && is_as_long(num_rows_, num_tables) &&
-                    is_as_long(holding_tables_, num_holding),
-                InvalidArgument("expected ", num_tables, " table_names and num_rows and ",
-                                num_holding, " holding_tables"));
+                    is_as_long(num_fields, num_tables) && is_as_long(holding_tables_, num_holding),
+                InvalidArgument("expected ", num_tables, " table_names, num_rows and num_fields ",
+                                "and ", num_holding, " holding_tables"));
+    int64_t num_ends = 0;
+    for (const int64_t num : num_fields) {
+      OP_REQUIRES(context, 0 <= num && num <= static_cast<int64_t>(row_ends.size()) - num_ends,
+                  InvalidArgument("expected as many row_ends as num_fields say"));
+      fields_.emplace_back(num * kCountersPerField);
+      for (int64_t f = 0; f < num; ++f)
+        fields_.back()[f * kCountersPerField] = row_ends[num_ends++];
+    }
     for (const int64_t t : holding_tables_) {
       OP_REQUIRES(context, 0 <= t && t < num_tables, InvalidArgument("there is no table ", t));
     }
@@ -119,6 +135,11 @@ class ReplicaRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, context->input("step", &step));
     OP_REQUIRES(context, step->NumElements() == 1,
                 InvalidArgument("step must be a scalar, got ", step->shape().DebugString()));
+
+    for (int64_t t = 0; t < num_tables; ++t) {
+      lookups[t].fields = fields_[t].data();
+      lookups[t].num_fields = fields_[t].size() / kCountersPerField;
+    }
 
     ThreadTeam team = IntraOpTeam(context);
     const ParallelFor parallel_for = team.parallel_for();
@@ -188,7 +209,7 @@ class ReplicaRowsOp : public OpKernel {
     TF_RETURN_IF_ERROR(allocate("stale_indices", {num_stale}, &stale_ids));
     TF_RETURN_IF_ERROR(allocate("deferred_entries", {num_held_back}, &entries));
     TF_RETURN_IF_ERROR(allocate("deferred_grads", {num_held_back, dim}, &deferred_grads));
-    TF_RETURN_IF_ERROR(allocate("num_lookups", {3}, &num_lookups));
+    TF_RETURN_IF_ERROR(allocate("num_lookups", {3 * (1 + lookups.num_fields)}, &num_lookups));
 
     std::vector<const std::vector<LiveRows::Run>*> travels = {&found.runs};
     if (held == nullptr) travels.push_back(&found.deferred_runs);
@@ -216,10 +237,14 @@ class ReplicaRowsOp : public OpKernel {
     const int64_t num_taken = taken.size();
     TF_RETURN_IF_ERROR(allocate("released", {num_taken}, &released));
     std::copy(taken.begin(), taken.end(), released->flat<int32_t>().data());
-    auto of_all = num_lookups->flat<int64_t>();
-    of_all(0) = counts.num_lookups;
-    of_all(1) = counts.num_skipped_lookups;
-    of_all(2) = counts.num_deferred_lookups;
+    int64_t* counted = num_lookups->flat<int64_t>().data();
+    const auto count = [&](const RowCounts& one) {
+      *counted++ = one.num_lookups;
+      *counted++ = one.num_skipped_lookups;
+      *counted++ = one.num_deferred_lookups;
+    };
+    count(counts);
+    for (const RowCounts& field : found.field_counts[t]) count(field);
     return absl::OkStatus();
   }
 
@@ -227,6 +252,7 @@ class ReplicaRowsOp : public OpKernel {
   std::vector<int64_t> num_rows_;
   PoolArgs pools_;
   std::vector<int64_t> holding_tables_;
+  std::vector<std::vector<int64_t>> fields_;  // per table, as its counters would have them
   LiveRowsPool pool_;
 };
 

@@ -1,5 +1,6 @@
 """A collection over replicas, and on parameter servers."""
 
+import contextlib
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from tests.field_models import DIMS, collection_model, collection_of, field_data
 from tests.models import fit, num_asleep, sleepy, train_steps
 from tf_slipstream import SlipstreamOptimizer, _compat, copy_training
 from tf_slipstream._compat import keras
+from tf_slipstream.ops import _library
 
 DATA = field_data(16 * 20)
 
@@ -33,14 +35,28 @@ def test_replicas_train_as_one_device_does():
     for name in DIMS:
         np.testing.assert_allclose(rows_of(model)[name], rows_of(alone)[name], rtol=1e-4, atol=1e-5)
     assert model.optimizer.skip_stats() == alone.optimizer.skip_stats()
-    with pytest.raises(ValueError, match="counted by field on one CPU device"):
-        model.get_layer("fields").skip_stats()
+    of_fields = [one.get_layer("fields").skip_stats() for one in (model, alone)]
+    assert of_fields[0] == of_fields[1] and min(s.num_lookups for s in of_fields[0].values()) > 0
+
+
+def test_without_native_ops_replicas_count_the_same_by_field():
+    counts = []
+    for context in (contextlib.nullcontext(), _library.fallback()):
+        with context:
+            model = over_replicas()
+            train_steps(model, DATA, 0, 3)
+            counts.append(model.get_layer("fields").skip_stats())
+    assert counts[0] == counts[1]
 
 
 def test_rows_sleep_on_replicas_and_rows_settles():
     model = over_replicas(sleepy())
     train_steps(model, DATA, 0, 20)
     assert num_asleep(model.optimizer) > 0
+    of_all = vars(model.optimizer.skip_stats()["fields"])
+    of_each = [vars(one) for one in model.get_layer("fields").skip_stats().values()]
+    for name in ("num_lookups", "num_deferred_lookups", "num_row_updates", "num_stale_rows"):
+        assert sum(one[name] for one in of_each) == of_all[name] > 0
     rows = np.concatenate([*rows_of(model).values()])
     for table in strategy_of(2).experimental_local_results(model.optimizer.tables["fields"].table):
         np.testing.assert_array_equal(tf.convert_to_tensor(table), rows)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tf_slipstream.engine.grouping import groups
 from tf_slipstream.engine.messages import all_gather
-from tf_slipstream.ops.replica_rows import add_held, hold, replica_rows, take_held
+from tf_slipstream.ops.replica_rows import add_held, hold, num_counted, replica_rows, take_held
 
 
 class Replicas:
@@ -88,8 +88,12 @@ def exchange_rows(states, slices, settings):
     received = [received[i : i + 4] for i in range(0, len(received), 4)]
     _exchange_held(states, rows, [one[0] for one in received], settings)
     exchanged = [_concat(state, *one[:3]) for state, one in zip(states, received, strict=True)]
-    # Three counts; what came in a message has no static shape.
-    return exchanged, [tf.ensure_shape(tf.add_n(one[3]), [3]) for one in received]
+    # What came in a message has no static shape.
+    counted = [
+        tf.ensure_shape(tf.add_n(one[3]), [num_counted(state)])
+        for state, one in zip(states, received, strict=True)
+    ]
+    return exchanged, counted
 
 
 def _concat(state, live_ids, stale_ids, grads):

@@ -427,11 +427,11 @@ class Tables:
         """
         self.check_refused()
         state = self._states[id(table)]
-        if not self.is_on_one_device or _library.is_gpu(table.device):
+        if self.is_on_servers or _library.is_gpu(table.device):
             raise ValueError(
-                f"Lookups of collection '{state.name}' are counted by field on one CPU device "
-                "alone, and not on replicas, parameter servers or a GPU. `optimizer.skip_stats()` "
-                "has the counts of all its fields together."
+                f"Lookups of collection '{state.name}' are counted by field on CPU devices alone, "
+                "and not on parameter servers or a GPU. `optimizer.skip_stats()` has the counts of "
+                "all its fields together."
             )
         (of_all,) = _stats_of([state]).values()
         found, start = [], 0

@@ -32,8 +32,9 @@ def apply_rows(
             1.
         weight_decays: Floats, one per table; `row -= row * weight_decay * learning_rate` comes
             before the rule, for missed steps too. None: 0.
-        num_lookups: int64 `[3]`, one per table: how many lookups to count, in all, of skipped rows
-            and of deferred rows. None: as many as there are indices.
+        num_lookups: int64 `[3 * (1 + num_fields)]`, one per table: how many lookups to count of
+            it, then of each of its fields, in all, of skipped rows and of deferred rows; on a GPU
+            `[3]`. None: as many as there are indices.
 
     Returns:
         What to wait for in a graph: a list of operations (tensors of any kind in eager execution).
@@ -99,7 +100,7 @@ def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, 
 
 def _counts(found, num_lookups):
     num_rows = tf.size(found.indices, tf.int64)
-    lookups = [found.num_lookups, 0, 0] if num_lookups is None else tf.unstack(num_lookups)
+    lookups = [found.num_lookups, 0, 0] if num_lookups is None else tf.unstack(num_lookups[:3])
     counts = [*lookups, num_rows]
     counts += [0] * (len(schema.COUNTERS) - len(counts))
     return tf.stack([tf.cast(count, tf.int64) for count in counts])
@@ -107,19 +108,21 @@ def _counts(found, num_lookups):
 
 def _field_counts(state, slices, found, num_lookups):
     """Returns what is added to the counters of a table's fields, `[num_fields * 7]`."""
-    num_fields = len(state.row_ends)
-    if num_lookups is not None:
+    if num_lookups is None:
+        lookups = count_by_field(state, slices.indices)
+    else:
         # They stand for more lookups than there are here.
-        return tf.zeros([num_fields * schema.COUNTERS_PER_FIELD], tf.int64)
-
-    def count(ids):
-        fields = tf.searchsorted(tf.constant(state.row_ends, ids.dtype), ids, side="right")
-        return tf.math.bincount(fields, minlength=num_fields, dtype=tf.int64)
-
-    columns = [tf.zeros([num_fields], tf.int64)] * schema.COUNTERS_PER_FIELD
-    columns[1 + schema.ROW_COUNTS.index("num_lookups")] = count(slices.indices)
-    columns[1 + schema.ROW_COUNTS.index("num_row_updates")] = count(found.indices)
+        lookups = num_lookups[3::3]
+    columns = [tf.zeros([len(state.row_ends)], tf.int64)] * schema.COUNTERS_PER_FIELD
+    columns[1 + schema.ROW_COUNTS.index("num_lookups")] = lookups
+    columns[1 + schema.ROW_COUNTS.index("num_row_updates")] = count_by_field(state, found.indices)
     return tf.reshape(tf.stack(columns, axis=1), [-1])
+
+
+def count_by_field(state, ids):
+    """Returns how many of some ids are rows of each field of a table, int64 `[num_fields]`."""
+    fields = tf.searchsorted(tf.constant(state.row_ends, ids.dtype), ids, side="right")
+    return tf.math.bincount(fields, minlength=len(state.row_ends), dtype=tf.int64)
 
 
 def _clipped(grads, clip_value):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library
 from tf_slipstream.ops._tables import pool_arguments
+from tf_slipstream.ops.apply_rows import count_by_field
 from tf_slipstream.ops.live_slices import find_rows
 from tf_slipstream.state import schema
 from tf_slipstream.state.table import gather_int32
@@ -20,7 +21,7 @@ _RATE_CHANGE = 1.25
 # Of one table: `sent`, `tf.IndexedSlices`, the rows whose gradients travel, with what was held of
 # them here; `stale_ids`, the other rows looked up; `deferred`, `tf.IndexedSlices` from entries of
 # the pool to gradients to hold; `released`, entries whose held gradients are in `sent`; and
-# `num_lookups`, int64 `[3]`: all, those of skipped rows, those of deferred rows.
+# `num_lookups`, as `apply_rows` takes them.
 ReplicaRows = collections.namedtuple(
     "ReplicaRows", ["sent", "stale_ids", "deferred", "released", "num_lookups"]
 )
@@ -45,7 +46,8 @@ def replica_rows(states, slices, settings):
     # the gradients of those that sleep.
     native = None if _library.is_gpu(states[0].table.device) else _library.native_ops()
     if native is None:
-        return [_all_rows(state, one) for state, one in zip(states, find_rows(states, slices))]
+        found = find_rows(states, slices)
+        return [_all_rows(*of_table) for of_table in zip(states, slices, found, strict=True)]
     holding = [i for i, state in enumerate(states) if state.local_held is not None]
     found = native.slipstream_replica_rows(
         **pool_arguments(states),
@@ -57,6 +59,8 @@ def replica_rows(states, slices, settings):
         holding_tables=holding,
         table_names=[state.name for state in states],
         num_rows=[state.num_rows for state in states],
+        num_fields=[len(state.row_ends) for state in states],
+        row_ends=[end for state in states for end in state.row_ends],
     )
     rows = zip(
         found.sent_indices,
@@ -123,6 +127,11 @@ def add_held(state, entries, held):
     return state.pool_floats.scatter_add(slices)
 
 
+def num_counted(state):
+    """Returns the length of a table's `num_lookups`."""
+    return 3 if _library.is_gpu(state.table.device) else 3 * (1 + len(state.row_ends))
+
+
 def _begin(state, settings):
     """Returns `woken_at` of this step, int64, and whether it is a refresh: as `BeginStep`."""
     columns = [schema.POLICY_STATE.index(name) for name in ("woken_at", "learning_rate")]
@@ -136,15 +145,18 @@ def _begin(state, settings):
     return tf.where(wakes, settings.step, woken_at), is_refresh
 
 
-def _all_rows(state, found):
+def _all_rows(state, slices, found):
     no_entries = tf.zeros([0], tf.int32)
     shape = tf.constant([state.num_rows, state.dim], tf.int64)
+    num_lookups = tf.cast(found.num_lookups, tf.int64)[None]
+    if num_counted(state) > 3:
+        num_lookups = tf.concat([num_lookups, count_by_field(state, slices.indices)], axis=0)
     return ReplicaRows(
         sent=tf.IndexedSlices(found.values, found.indices, shape),
         stale_ids=tf.zeros([0], found.indices.dtype),
         deferred=tf.IndexedSlices(tf.zeros([0, state.dim]), no_entries),
         released=no_entries,
-        num_lookups=tf.stack([found.num_lookups, 0, 0]),
+        num_lookups=tf.reshape(tf.pad(num_lookups[:, None], [[0, 0], [0, 2]]), [-1]),
     )
 
 
