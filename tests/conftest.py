@@ -1,6 +1,7 @@
 """What all tests share: quiet and small TensorFlow, repeatable Hypothesis, both kinds of ops."""
 
 import contextlib
+import gc
 import os
 import pathlib
 
@@ -44,6 +45,14 @@ def pytest_ignore_collect(collection_path):
     path = collection_path.relative_to(_TESTS)
     # None: as any other.
     return (path.parts[0] in _ONCE and path.as_posix() not in _TWICE) or None
+
+
+def pytest_collection_finish():
+    # TensorFlow and Keras stay. To go through their objects again and again, looking for garbage,
+    # takes a tenth of the tests' time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(params=["native", "fallback"])
