@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
-  bench-distribution clean
+  bench-distribution docs clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-training  time whole training steps, PyTorch's too where bench-peers has been"
 	@echo "make bench-scaling   time against rows, lookups, dims, skew, bags, tables, threads; a plot"
 	@echo "make bench-distribution  bytes and step times of replicas and parameter servers, against stock Keras"
+	@echo "make docs    build the documentation in build/site/, its links checked, its tables made anew"
 	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)
@@ -91,6 +92,11 @@ bench-scaling: $(READY)
 
 bench-distribution: $(READY)
 	$(BIN)/python benchmarks/distribution.py $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python benchmarks/evidence.py
+	$(BIN)/python benchmarks/picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist

@@ -164,6 +164,6 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
                 f"The file has nothing for SlipstreamEmbedding '{self.name}'. Keras files layers "
                 "by class. If it is of a model with keras.layers.Embedding, load it into "
                 "`stock = slipstream.swap_out(model)` and copy: "
-                "`model.set_weights(stock.get_weights())`. See docs/migration.md."
+                "`model.set_weights(stock.get_weights())`. See docs/migration/keras.md."
             )
         super().load_own_variables(store)
