@@ -25,13 +25,25 @@ def test_the_first_program_runs_and_exports(tmp_path):
         env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"),
     )
     assert done.returncode == 0, done.stderr
-    assert "loss:" in done.stdout
+    shown = re.search(r"```text\n(.*?)```", README, re.S).group(1)
+    assert form_of(done.stdout) == form_of(shown)
+    losses, expected = losses_of(done.stdout), losses_of(shown)
+    assert losses == pytest.approx(expected, abs=0.05)
     assert (tmp_path / "served" / "saved_model.pb").exists()
+
+
+def losses_of(output):
+    return [float(loss) for loss in re.findall(r"loss: ([\d.]+)", output)]
+
+
+def form_of(output):
+    """Returns what a program printed without times and losses."""
+    return re.sub(r"\d+(?=m?s)|\d+\.\d+", "N", output).strip()
 
 
 def test_every_command_and_page_that_it_names_exists():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", README):
+    for target in re.findall(r"make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for page in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / page.partition("#")[0]).exists(), page

@@ -47,6 +47,7 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
     Call arguments:
         inputs: Integer ids, dense `[batch, ...]`, `tf.RaggedTensor` or `tf.SparseTensor`. Floats
             are truncated to int32. In a `SparseTensor` without combiner an absent id counts as 0.
+
         weights: With a combiner only, float weights of the ids, of the same kind and shape; None:
             1.
 
