@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import tf_slipstream
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_LENGTH = 100
@@ -77,6 +79,17 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
         assert long, message
         for piece in long:
             assert message in of_keras or piece in code, piece
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    there = set(re.findall(r"^::: tf_slipstream\.([\w.]+)$", pages, re.M))
+    homes = {name.partition(".")[0] for name in there}
+    assert homes == set(tf_slipstream.__all__)
+    for module in (tf_slipstream.data, tf_slipstream.distribute, tf_slipstream.export):
+        names = {name for name in module.__all__ if callable(getattr(module, name))}
+        short = module.__name__.rpartition(".")[2]
+        assert {f"{short}.{name}" for name in names} <= there
 
 
 def test_the_site_is_built_and_has_no_broken_link(tmp_path):
