@@ -325,16 +325,16 @@ def write_report(args):
 
 def print_table(results):
     ours = next((r for r in results if r["subject"] == "slipstream"), results[-1])
-    heads = f"{'ms a step':>10} {'time':>6} {'examples/s':>11} {'test AUC':>9} {'peak memory':>12}"
+    heads = f"{'ms a step':>10} {'examples/s':>11} {'test AUC':>9} {'peak memory':>12} {'time':>7}"
     print(f"\n{'':>12} {heads}")
     for r in results:
         ratio = r["ms_per_step"] / ours["ms_per_step"]
         print(
-            f"{r['subject']:>12} {r['ms_per_step']:10.1f} {ratio:5.1f}x "
-            f"{r['examples_per_second']:11,.0f} {r['auc']:9.4f} {r['peak_memory_gb']:9.2f} GB"
+            f"{r['subject']:>12} {r['ms_per_step']:10.1f} {r['examples_per_second']:11,.0f} "
+            f"{r['auc']:9.4f} {r['peak_memory_gb']:9.2f} GB {ratio:6.1f}x"
         )
     if "best_possible_auc" in results[-1]:
-        print(f"{'(teacher)':>12} {'':29} {results[-1]['best_possible_auc']:9.4f}")
+        print(f"{'(teacher)':>12} {'':22} {results[-1]['best_possible_auc']:9.4f}")
     print(
         "\nHow to read it: `ms a step` is the median, reading the data included. The AUCs agree\n"
         "but for noise of 0.001; that of Keras 3, which does not sum the gradients of an\n"
