@@ -7,12 +7,12 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
-  bench-distribution docs clean
+  bench-distribution clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
-	@echo "make demo    train a click model with stock Keras and with tf_slipstream, in two minutes, with"
-	@echo "             a report"
+	@echo "make demo    train a click model with stock Keras and with tf_slipstream, in two minutes,"
+	@echo "             and compare, with a report"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
@@ -93,6 +93,7 @@ bench-scaling: $(READY)
 bench-distribution: $(READY)
 	$(BIN)/python benchmarks/distribution.py $(ARGS)
 
+.PHONY: docs
 docs: $(READY)
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/picture.py
