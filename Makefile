@@ -11,8 +11,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
-	@echo "make demo    train a click model with stock Keras and with tf_slipstream, and compare, with"
-	@echo "             a report"
+	@echo "make demo    train a click model with stock Keras and with tf_slipstream, in two minutes,"
+	@echo "             and compare, with a report"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-training  time whole training steps, PyTorch's too where bench-peers has been"
 	@echo "make bench-scaling   time against rows, lookups, dims, skew, bags, tables, threads; a plot"
 	@echo "make bench-distribution  bytes and step times of replicas and parameter servers, against stock Keras"
+	@echo "make docs    build the documentation in build/site/, its links checked, its tables made anew"
 	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)
@@ -91,6 +92,12 @@ bench-scaling: $(READY)
 
 bench-distribution: $(READY)
 	$(BIN)/python benchmarks/distribution.py $(ARGS)
+
+.PHONY: docs
+docs: $(READY)
+	$(BIN)/python benchmarks/evidence.py
+	$(BIN)/python benchmarks/picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist

@@ -4,7 +4,7 @@
 
 All that `MirroredStrategy` needs is that the model is made and compiled in its scope. Each replica
 takes its part of a batch; gradients are summed per row before they travel, those of sleeping rows
-once, when they wake; every replica keeps the same tables. See docs/distribution.md.
+once, when they wake; every replica keeps the same tables. See docs/guide/replicas.md.
 """
 
 import argparse

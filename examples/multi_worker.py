@@ -5,7 +5,7 @@
 
 `examples/multi_worker.sh` starts all of them on this machine. Under tf_keras it trains by
 `model.fit`; Keras 3's fails under this strategy (Keras issues 20585, 20329), and takes the loop
-below. See docs/distribution.md.
+below. See docs/guide/replicas.md.
 """
 
 import argparse

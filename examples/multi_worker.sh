@@ -5,7 +5,7 @@
 #     WORKERS=3 PORT=5100 sh examples/multi_worker.sh --steps 200
 #
 # On a real cluster each machine runs the last line of `start` with its own TF_CONFIG
-# (docs/distribution.md).
+# (docs/guide/replicas.md).
 set -eu
 
 workers=${WORKERS:-2}

@@ -1,7 +1,7 @@
 """Trains a click model on parameter servers; `parameter_server.sh` starts them on this machine.
 
-This program is the coordinator. TF_CONFIG names the cluster, as docs/parameter_server.md shows.
-With Keras 3 the loop is `ParameterServerTrainer.fit`, with tf_keras (TF_USE_LEGACY_KERAS=1)
+This program is the coordinator. TF_CONFIG names the cluster, as docs/guide/parameter_servers.md
+shows. With Keras 3 the loop is `ParameterServerTrainer.fit`, with tf_keras (TF_USE_LEGACY_KERAS=1)
 `model.fit` itself.
 """
 

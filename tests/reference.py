@@ -3,7 +3,7 @@
 Float64 and row by row, so that every line can be held against its formula; it imports
 nothing of the product. The formulas are those of Keras 3, except `row_wise_adagrad`, which
 Keras lacks. What a row that misses steps is owed is summed step by step, where the product has
-closed forms: docs/rare_rows.md. A new rule is a dataclass of its hyperparameters with the
+closed forms: docs/reference/rare_rows.md. A new rule is a dataclass of its hyperparameters with the
 methods of `Rule`, entered in `RULES`.
 """
 

@@ -230,7 +230,7 @@ def test_importing_needs_none_of_the_optional_packages():
     assert result.returncode == 0, result.stderr
 
 
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "inside" / "architecture.md").read_text()
 
 
 def test_the_page_names_the_folders_that_there_are():

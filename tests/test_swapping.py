@@ -1,4 +1,4 @@
-"""The ways between stock models and ours that docs/migration.md tells."""
+"""The ways between stock models and ours that docs/migration/keras.md tells."""
 
 import numpy as np
 import pytest

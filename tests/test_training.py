@@ -394,7 +394,7 @@ class TestXla:
             fit(model, click_data())
 
     def test_the_layer_of_the_docs_compiles_the_dense_part_alone(self):
-        text = (pathlib.Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+        text = (pathlib.Path(__file__).parents[1] / "docs" / "guide" / "optimizers.md").read_text()
         names = {"keras": keras, "tf": tf}
         exec(re.search(r"```python\n(class Compiled.*?)```", text, re.S).group(1), names)
         histories = []

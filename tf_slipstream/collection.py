@@ -48,6 +48,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             fields to ids as `SlipstreamEmbedding` takes them: dense `[batch, ...]`, ragged or
             sparse; with a combiner `[batch]` is one id an example. Where `input_dims` is a list, a
             list of as many tensors will do for the dict.
+
         weights: With a combiner only, float weights of the ids, in the same form.
 
     Attributes:

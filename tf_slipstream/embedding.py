@@ -47,6 +47,7 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
     Call arguments:
         inputs: Integer ids, dense `[batch, ...]`, `tf.RaggedTensor` or `tf.SparseTensor`. Floats
             are truncated to int32. In a `SparseTensor` without combiner an absent id counts as 0.
+
         weights: With a combiner only, float weights of the ids, of the same kind and shape; None:
             1.
 
@@ -164,6 +165,6 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
                 f"The file has nothing for SlipstreamEmbedding '{self.name}'. Keras files layers "
                 "by class. If it is of a model with keras.layers.Embedding, load it into "
                 "`stock = slipstream.swap_out(model)` and copy: "
-                "`model.set_weights(stock.get_weights())`. See docs/migration.md."
+                "`model.set_weights(stock.get_weights())`. See docs/migration/keras.md."
             )
         super().load_own_variables(store)

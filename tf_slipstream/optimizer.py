@@ -24,11 +24,11 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
     A row that a step does not look up keeps its values and slots. Under a rule with momentum (SGD
     with momentum, Adam, AdamW, RMSprop) a dense optimizer would go on moving it: that movement, and
     weight decay of the steps it missed, reach the row at its lookups. The model is as good as one
-    of `keras.layers.Embedding` (docs/rare_rows.md).
+    of `keras.layers.Embedding` (docs/reference/rare_rows.md).
 
     XLA does not suit tables, and Keras compiles a model as a whole or not at all: with a
     `SlipstreamEmbedding` in it, not (`jit_compile`). A part without tables can be compiled by
-    itself; docs/engine.md has a layer that does it.
+    itself; docs/guide/optimizers.md has a layer that does it.
 
     If an id is outside its table, or a summed gradient is NaN or infinite, the step fails with the
     table's name before any variable has changed. `LossScaleOptimizer(optimizer, initial_scale=1.0)`

@@ -20,9 +20,9 @@ class StalenessPolicy:
     `"defer"` a sleep also ends when it has held its batches.
 
     With `on_stale="defer"` the gradients of a sleeping row are summed and applied in one update
-    when it wakes, as one batch that is so many times larger (docs/rare_rows.md has each rule's
-    equation); a popular row is then updated once in as many batches as its sleep is long. With
-    `"skip"` they are never read; a row that wakes is updated `probe` times before it is judged
+    when it wakes, as one batch that is so many times larger (docs/reference/rare_rows.md has each
+    rule's equation); a popular row is then updated once in as many batches as its sleep is long.
+    With `"skip"` they are never read; a row that wakes is updated `probe` times before it is judged
     again.
 
     Args:
@@ -121,7 +121,7 @@ class StalenessPolicy:
 
     @classmethod
     def conservative(cls, **changes):
-        """The default; docs/policy_evidence.md has what it saved and cost."""
+        """The default; docs/evidence/sleeping_rows.md has what it saved and cost."""
         return cls(**changes)
 
     @classmethod
@@ -134,7 +134,8 @@ class StalenessPolicy:
         """For runs of many thousand steps: rows sleep early.
 
         With 5,000 steps or more, changes of `min_updates=10, updates_per_sleep=8, max_sleep=32,
-        warm_up=200` save more, and cost Adagrad less; in short runs not so (docs/policy.md).
+        warm_up=200` save more, and cost Adagrad less; in short runs not so
+        (docs/guide/sleeping_rows.md).
         """
         values = {"min_updates": 20, "max_sleep": 16, "updates_per_sleep": 10}
         return cls(**values | changes)

@@ -86,7 +86,7 @@ def ratios(found):
 
 
 def predicted_bytes(args, result):
-    """Returns what a worker's step sends and gets, by the model of docs/parameter_server.md."""
+    """Returns the bytes of a worker's step, by the model of docs/reference/parameter_servers.md."""
     row, lookups = 4 * args.dim, args.batch * args.fields
     if result["subject"].startswith("tf_keras"):
         pushed = lookups if result["subject"] == "tf_keras_legacy" else result["distinct_rows"]

@@ -1,8 +1,9 @@
 #ifndef SLIPSTREAM_KERNELS_STALENESS_H_
 #define SLIPSTREAM_KERNELS_STALENESS_H_
 
-// Which rows are stale, and when they wake: docs/policy_reference.md in C++, with its names. What
-// decides is here, for the CPU and for a GPU; what goes over a row's elements each has of its own.
+// Which rows are stale, and when they wake: docs/reference/sleeping_rows.md in C++, with its names.
+// What decides is here, for the CPU and for a GPU; what goes over a row's elements each has of its
+// own.
 
 #include <algorithm>
 #include <cmath>

@@ -27,7 +27,7 @@
 // then called *spent*. When it is touched again, what the tail had done beyond the steps that it
 // missed is taken back, and its momentum is as in a dense optimizer. So each gradient's effect
 // reaches the row once, before the row is read again. One that is not spent catches up when it is
-// next touched. The equations are derived in docs/rare_rows.md.
+// next touched. The equations are derived in docs/reference/rare_rows.md.
 
 #include <cmath>
 #include <cstdint>

@@ -43,7 +43,7 @@ REGISTER_OP("Slipstream>LiveSlices")
 Distinct ids of each table whose gradient counts, in order of first appearance, and the sums of their gradient rows.
 
 Rows that are asleep and skipped are left out; those that are deferred are not.
-row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy_reference.md.
+row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/reference/sleeping_rows.md.
 policy_tables, policies: As ApplyRows has them.
 step: The number of this step, 1 in the first.
 )doc");

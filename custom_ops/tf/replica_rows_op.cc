@@ -61,7 +61,7 @@ REGISTER_OP("Slipstream>ReplicaRows")
     .Doc(R"doc(
 Sums repeated ids of each table, and tells rows that travel from those that sleep. Writes nothing.
 
-row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy_reference.md.
+row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/reference/sleeping_rows.md.
 local_held: float [capacity, dim] of each table in holding_tables, what this replica holds; deferred
   rows of other tables travel.
 woken_at: Of each table with a policy, int64 scalars, that of this step.

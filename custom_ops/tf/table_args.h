@@ -51,7 +51,7 @@ last_steps: int32 [num_rows] per table, see row_clock.h; none for a rule without
 changed_rows: int32 [ceil(num_rows / 32)] per table; bit r % 32 of word r / 32 is set when row r is
   written.
 counters: int64 [num_counters] per table, and of a collection 7 for each field, see schema.h.
-row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/policy_reference.md.
+row_states, pool_ints, pool_floats, policy_states: Of each table with a policy, see docs/reference/sleeping_rows.md.
 step: The number of this step, 1 in the first.
 tail_rates: [2], the learning rates that the momentum of the step before and of this one will meet.
 tails: [num_tails] of Adam, see update_rules.h; empty for others.

@@ -142,7 +142,7 @@ def test_periods_are_days_where_there_is_a_time():
 
 
 def test_bytes_are_those_that_were_measured():
-    """docs/parameter_server.md: 53,248 lookups, 27% distinct, rows of 64; KiB a worker's step."""
+    """docs/reference/parameter_servers.md: 53,248 lookups, 27% distinct, dim 64; KiB a step."""
     num_lookups, num_rows = 2048 * 26, round(0.27 * 2048 * 26)
     measured = {0.0: 7520, 0.47: 4563}
     for deferred, kib in measured.items():

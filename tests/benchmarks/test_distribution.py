@@ -1,4 +1,4 @@
-"""The bytes counted between replicas are those of the model in docs/distribution.md."""
+"""The bytes counted between replicas are those of the model in docs/reference/replicas.md."""
 
 import json
 

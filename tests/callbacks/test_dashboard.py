@@ -9,7 +9,7 @@ from tests.callbacks.test_slipstream_monitor import page_of
 from tf_slipstream import SlipstreamMonitor
 from tf_slipstream.callbacks.alarms import WATCHED
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "guide"
 
 
 def test_every_metric_of_the_dashboard_is_served():
@@ -29,7 +29,7 @@ def test_every_metric_of_the_dashboard_is_served():
 
 
 def test_the_page_says_what_to_do_at_each_alarm():
-    page = (DOCS / "monitoring.md").read_text()
+    page = (DOCS / "watching.md").read_text()
     assert re.findall(r"^### (\w+)$", page, re.M) == list(WATCHED)
 
 
@@ -37,7 +37,7 @@ def test_the_page_names_what_a_reading_has():
     monitor = SlipstreamMonitor()
     model = sleepy_model()
     model.fit(IDS, LABELS, batch_size=16, epochs=2, verbose=0, callbacks=[monitor])
-    page = (DOCS / "monitoring.md").read_text()
+    page = (DOCS / "watching.md").read_text()
     for name in re.findall(r"`(\w+)`", page.split("| name | what it is |")[1].split("\n\n")[0]):
         if name not in ("batches", "max_age", "wake_all", "cache_hit_rate", "SkipGuard"):
             assert name in monitor.latest["user"], name

@@ -49,7 +49,7 @@ def _sgd(**options):
 
 # Hyperparameters are powers of two and small multiples of them, exact in float32: both sides then
 # compute with the same ones. Epsilon is large enough to be seen; but Adam's, beside which tails are
-# known to a thousandth only (docs/rare_rows.md).
+# known to a thousandth only (docs/reference/rare_rows.md).
 def _adagrad(cls, name):
     return RuleCase(cls(0.25, 0.125), name, {"initial_accumulator_value": 0.25, "epsilon": 0.125})
 

@@ -1,4 +1,4 @@
-"""The oracle of the policy's tests: a table whose rows sleep, as docs/policy_reference.md has it.
+"""The policy's oracle: a table whose rows sleep, as docs/reference/sleeping_rows.md has it.
 
 In float64 and plain Python, row by row, so that every line can be held against that page; it
 imports nothing of the product. Numbers in comments are those of the page's list. What momentum and
@@ -344,7 +344,7 @@ class PolicyTable(ReferenceTable):
         )
 
     def arrays(self):
-        """Returns the variables of docs/policy_reference.md as a dict of arrays, all in 64 bits."""
+        """Returns the variables of docs/reference/sleeping_rows.md as arrays, all in 64 bits."""
         num_rows, dim = self.values.shape
         row_states = self.counts.copy()
         pool_ints = np.zeros([self.capacity, len(INT_FIELDS)], np.int64)

@@ -13,7 +13,7 @@ from tf_slipstream import RowWiseAdagrad, SlipstreamOptimizer, StalenessPolicy, 
 from tf_slipstream._compat import keras
 
 RULES = RULE_CASES | {
-    # Where docs/policy_reference.md divides by 1 - mu, the limit of that is meant.
+    # Where docs/reference/sleeping_rows.md divides by 1 - mu, the limit of that is meant.
     "momentum_1": RuleCase(update_rules.Momentum(1.0, False), "sgd", {"momentum": 1.0}),
 }
 KERAS_CLASSES = {

@@ -1,8 +1,7 @@
 """What training would cost: bytes, time and memory, by the models of the pages on distribution.
 
-docs/parameter_server.md ("What it costs") has the bytes of a worker's step, and how they compare
-with what was measured there; docs/policy_reference.md the memory of a policy. Nothing is measured
-here.
+docs/reference/parameter_servers.md ("Bytes of a step") has the bytes of a worker's step, and
+docs/reference/sleeping_rows.md the memory of a policy. Nothing is measured here.
 """
 
 import math
@@ -14,7 +13,7 @@ _CACHED_PER_DEFERRED = 0.7
 # Of Adagrad and the like; Adam and the like; by an optimizer's name.
 NUM_SLOTS = {"sgd": 0, "momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "ftrl": 2}
 _WITH_CLOCK = ("momentum", "rmsprop", "adam")
-# Seconds of a processor for a row that is updated, with its table in memory, docs/engine.md.
+# Seconds of a processor for a row that is updated, with its table in memory, docs/inside/engine.md.
 _SECONDS_PER_ROW = 1.5e-7
 
 

@@ -1,9 +1,9 @@
 """The popularity part of a policy's state machine, run over a log without training.
 
-docs/policy_reference.md with a learning rate that does not change. What is deferred then depends on
-the ids, and on whether rows are at rest whenever they are judged. With every row at rest it follows
-from the ids alone, and bounds what a policy defers in training. With rows that walk at random it is
-what training is expected to do: noise alone makes some rows look as if they swung.
+docs/reference/sleeping_rows.md with a learning rate that does not change. What is deferred then
+depends on the ids, and on whether rows are at rest whenever they are judged. With every row at rest
+it follows from the ids alone, and bounds what a policy defers in training. With rows that walk at
+random it is what training is expected to do: noise alone makes some rows look as if they swung.
 """
 
 import math

@@ -46,8 +46,8 @@ def page(found, command, language="en"):
         paragraph(
             "The log was read once, in its order, in batches of "
             f"{found['batch_size']:,}. The state machine of stale rows ran over its ids; nothing "
-            "was trained. Bytes and times are by cost models (docs/analyze.md), not measured: "
-            f"{_setting(found)}. Memory: {_memory(found)}. Inputs: keep "
+            "was trained. Bytes and times are by cost models (docs/guide/deciding.md), "
+            f"not measured: {_setting(found)}. Memory: {_memory(found)}. Inputs: keep "
             f"{found['inputs']['kept']:.0%}, because {found['inputs']['why']}."
         ),
         f"<pre>{escape(command)}</pre>",

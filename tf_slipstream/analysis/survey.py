@@ -22,7 +22,7 @@ _HEAD_EXAMPLES = 2**18
 # Batches of each size that are looked at for the share of distinct ids, at least.
 _MIN_SAMPLES = 64
 # In how many directions rows of a model walk, by what its optimizer makes of gradients: found on
-# Criteo's log (docs/analyze.md has how well it fits there and on others).
+# Criteo's log (docs/guide/deciding.md has how well it fits there and on others).
 WALK_DIMS = {"sgd": 4, "momentum": 2, "adagrad": 4, "rmsprop": 3, "adam": 3, "ftrl": 4}
 BATCH_SIZES = (256, 1024, 2048, 8192, 32_768)
 
@@ -87,7 +87,7 @@ class Survey:
         self._space = None
 
     def run(self, progress=None):
-        """Reads the log; returns a dict of all that was found, see docs/analyze.md.
+        """Reads the log; returns a dict of all that was found, see docs/guide/deciding.md.
 
         Args:
             progress: Called with the share of the log that is read.

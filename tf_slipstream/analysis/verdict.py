@@ -7,7 +7,7 @@ from tf_slipstream.analysis import costs
 
 # Gains of a step's time that are worth a change, and worth a try.
 _GO, _TRY = 1.15, 1.04
-# What docs/policy_evidence.md has as costing no quality; `aggressive` in long runs alone.
+# What docs/evidence/sleeping_rows.md has as costing no quality; `aggressive` in long runs alone.
 _LONG_RUN = 5_000
 _OPTIMIZERS = {
     "sgd": "keras.optimizers.SGD()",

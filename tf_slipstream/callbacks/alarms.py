@@ -97,7 +97,7 @@ class AlarmEvent:
         what = WATCHED[self.watch][1].format(value=self.value)
         return (
             f"Slipstream alarm '{self.watch}' at step {self.step:,}, {where}: {what} (limit "
-            f"{self.above:g}). docs/monitoring.md says what to do."
+            f"{self.above:g}). docs/guide/watching.md says what to do."
         )
 
 

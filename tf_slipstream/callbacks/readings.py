@@ -141,7 +141,7 @@ def _sample(state, policy_state, step, max_rows):
 
 
 def _drifts(state, rows, snapshots, paths, entries):
-    """Returns the drift of rows as docs/policy_reference.md has it, were they judged now."""
+    """Returns the drift of rows as docs/reference/sleeping_rows.md has it, were they judged now."""
     net = rows.astype(np.float64) - snapshots
     distances = np.linalg.norm(net, axis=1)
     metric, num = state.policy.drift_metric, np.maximum(1, entries["window_updates"])

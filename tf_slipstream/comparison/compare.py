@@ -65,7 +65,7 @@ def compare(runs, baseline, margin=0.001, by=None, price=None, runs_per_day=None
         cost_once: Money that a change costs, or None.
 
     Returns:
-        A dict, docs/analyze.md.
+        A dict, docs/guide/deciding.md.
 
     Raises:
         RunsError: If there is no such configuration or column, or no seed in common.

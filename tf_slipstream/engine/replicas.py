@@ -1,4 +1,4 @@
-"""The step of tables over the replicas of a strategy: docs/distribution.md."""
+"""The step of tables over the replicas of a strategy: docs/reference/replicas.md."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Tables on parameter servers: what workers pull, hold and push. docs/parameter_server.md."""
+"""Tables on parameter servers: what workers pull and push. docs/reference/parameter_servers.md."""
 
 import dataclasses
 import itertools

@@ -12,7 +12,7 @@ from tf_slipstream.ops.apply_pushes import apply_pushes
 
 
 class Servers(OneDevice):
-    """Tables on parameter servers: what a worker holds and pushes, docs/parameter_server.md.
+    """What a worker holds and pushes: docs/reference/parameter_servers.md.
 
     Args:
         inner: `Inner`.

@@ -1,4 +1,4 @@
-"""Choosing the inputs that a model trains on, before its forward pass: docs/choosing_inputs.md.
+"""Choosing the inputs that a model trains on: docs/guide/choosing_inputs.md.
 
 Belongs here: the pilot, which predicts an input's label at next to no cost; how likely an input is
 kept, and what corrects the loss for it; the Keras model around the user's that trains on those

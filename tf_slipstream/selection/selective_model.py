@@ -31,7 +31,7 @@ class SelectiveModel(_compat.keras.Model):
     `min(1, c |label - p|)`, and the loss of those kept is corrected by the log odds of their being
     kept, so that the model's probabilities are those of all inputs (local case-control sampling:
     Fithian and Hastie 2014; Wang, Zhang and Wang 2021). `fit` reads every input and does fewer
-    training steps. See docs/choosing_inputs.md for when it is worth it.
+    training steps. See docs/guide/choosing_inputs.md for when it is worth it.
 
     What is evaluated, predicted with, saved and exported is the user's model, without the pilot
     unless `wide`. `save_weights` and `tf.train.Checkpoint` have the pilot and all else that

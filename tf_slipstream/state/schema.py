@@ -1,8 +1,8 @@
 """The columns of what a table carries, by name. `custom_ops/kernels/schema.h` is the same in C++.
 
 This list is the one that counts: the native library says its own when it loads, and is refused
-where it differs; docs/policy_reference.md is checked against it. Whoever adds a column or changes
-what one means raises `VERSION` here and in C++, and says in `docs/` what becomes of older
+where it differs; docs/reference/sleeping_rows.md is checked against it. Whoever adds a column or
+changes what one means raises `VERSION` here and in C++, and says in `docs/` what becomes of older
 checkpoints.
 """
 
@@ -10,7 +10,7 @@ from tf_slipstream.policy import StalenessPolicy
 
 VERSION = 2
 
-# An entry of the pool of popular rows, int64 each: docs/policy_reference.md.
+# An entry of the pool of popular rows, int64 each: docs/reference/sleeping_rows.md.
 POOL_INTS = (
     "row",
     "wake_step",
@@ -22,7 +22,7 @@ POOL_INTS = (
     "is_skipped",
 )
 
-# A table's policy state, float64 each: docs/policy_reference.md.
+# A table's policy state, float64 each: docs/reference/sleeping_rows.md.
 POLICY_STATE = (
     "num_entries",
     "num_sleeping",

@@ -32,7 +32,8 @@ class TableState:
             `row_ends`.
         policy: `StalenessPolicy`, or None: every row is live, and the rest is None as well.
         correlation: The update rule's.
-        row_states: int32 `[num_rows]`; this and the rest as docs/policy_reference.md defines it.
+        row_states: int32 `[num_rows]`; this and the rest as docs/reference/sleeping_rows.md defines
+        it.
         pool_ints: int64 `[capacity, len(schema.POOL_INTS)]`.
         pool_floats: float32 `[capacity, 2 dim + 1]`: held, snapshot, path.
         policy_state: float64 `[len(schema.POLICY_STATE)]`.

@@ -32,7 +32,7 @@ class Adam(UpdateRule):
 
     In a step without gradient a dense Adam moves a row by `alpha m / (sqrt(v) + epsilon)`, with `m`
     and `v` decayed: by a factor `r = beta_1 / sqrt(beta_2)` less than in the step before. Such a
-    row gets all of that at its touch; docs/rare_rows.md has the sums.
+    row gets all of that at its touch; docs/reference/rare_rows.md has the sums.
     """
 
     beta_1: float

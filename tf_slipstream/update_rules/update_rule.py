@@ -29,7 +29,7 @@ class UpdateRule(abc.ABC):
     The equations are Keras's: a row that is touched in every step gets, to the bit, what Keras's
     dense update gives it. A row that a step does not touch keeps its values and slots. Where a rule
     `has_moments`, a dense optimizer would go on moving such a row by its momentum; the row gets
-    that movement as well, at a touch: docs/rare_rows.md.
+    that movement as well, at a touch: docs/reference/rare_rows.md.
 
     Attributes:
         name: The rule's name in the native op.
