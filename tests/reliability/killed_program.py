@@ -61,20 +61,23 @@ def main(folder, seconds):
     manager.restore_or_initialize()
     # Made with all that is known of it; marks that a kill cut off are refused, or not there.
     export.DeltaTracker(model, folder / "marks")
+    begin = None
     for step in range(int(model.optimizer.iterations), NUM_STEPS):
         model.train_on_batch(*batch(step, num_rows=60))
+        if begin is None:
+            begin = time.monotonic()
+            if seconds >= 0:
+                kill_after(seconds)
         if step % PUBLISHED_EVERY == 0:
             publish(model, folder, 1 + step // PUBLISHED_EVERY)
             manager.save()
-        if seconds >= 0:
-            kill_after(seconds)
-            seconds = -1
     digest = hashlib.sha256()
     for variable in [*model.weights, *model.optimizer.variables]:
         # A mark's number is drawn anew in each run.
         if "counters" not in variable.name:
             digest.update(variable.numpy().tobytes())
-    print("hash", digest.hexdigest(), flush=True)
+    took = 0 if begin is None else time.monotonic() - begin
+    print("took", took, "hash", digest.hexdigest(), flush=True)
 
 
 if __name__ == "__main__":

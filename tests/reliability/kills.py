@@ -11,8 +11,6 @@ from tf_slipstream.delta.inspection import inspect
 from tf_slipstream.delta.published_version import PublishedVersion
 
 _PROGRAM = "tests.reliability.killed_program"
-# After the first step all is done in about so many seconds; the kills are within them.
-_SECONDS = 3.0
 _MOST_KILLS = 4
 
 
@@ -46,11 +44,12 @@ def state_of(folder):
 
 @functools.cache
 def never_stopped():
-    """Returns the hash and what is published of a run that nobody kills."""
+    """Returns seconds, hash and what is published of a run that nobody kills."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kills-"))
     code, text = run(folder, -1)
     assert code == 0, text
-    return text.split("hash ")[1], state_of(folder)
+    took, (_, digest) = text.split("took ")[1].split()[0], text.split()[-2:]
+    return float(took), digest, state_of(folder)
 
 
 def trial(seed, folder):
@@ -61,10 +60,11 @@ def trial(seed, folder):
     """
     folder = pathlib.Path(folder, f"killed-{seed}")
     folder.mkdir()
-    expected_hash, expected = never_stopped()
+    took, expected_hash, expected = never_stopped()
     random, kills = generator(seed, 1), 0
     while True:
-        seconds = random.uniform(0, _SECONDS) ** 2 / _SECONDS if kills < _MOST_KILLS else -1
+        # Most of them early, because each run begins where the one before was killed.
+        seconds = took * random.uniform(0, 1) ** 2 if kills < _MOST_KILLS else -1
         code, text = run(folder, seconds)
         published = state_of(folder)
         different = [name for name in published if published[name] != expected[name]]
@@ -73,6 +73,6 @@ def trial(seed, folder):
             break
         assert code == -9, text
         kills += 1
-    assert text.split("hash ")[1] == expected_hash, f"seed {seed}: trained otherwise"
+    assert text.split()[-1] == expected_hash, f"seed {seed}: trained otherwise"
     assert published.keys() == expected.keys()
     return {"kills": kills}

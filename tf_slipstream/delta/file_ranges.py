@@ -14,7 +14,7 @@ _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def naming(path):
-    """Has an `OSError` of the block name a file, if it names none: a write's and a sync's do not."""
+    """Has an `OSError` of the block name a file, if it names none, as a write's does not."""
     try:
         yield
     except OSError as error:
