@@ -1,7 +1,7 @@
 """State of an optimizer in which a number makes no sense, as a checkpoint may have it.
 
 Run as a program it tries one seed, and says before each case which it is:
-`python -m tests.reliability.hostile_state SEED`. So a crash has a name. `--few`: one case of 5.
+`python -m tests.reliability.hostile_state SEED`. So a crash has a name. `--few`: one case of 11.
 """
 
 import itertools
@@ -165,4 +165,4 @@ def trial(seed, folder, every=1):
 
 
 if __name__ == "__main__":
-    print("done", trial(int(sys.argv[1]), None, every=5 if "--few" in sys.argv else 1))
+    print("done", trial(int(sys.argv[1]), None, every=11 if "--few" in sys.argv else 1))

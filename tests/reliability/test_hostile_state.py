@@ -103,5 +103,6 @@ def test_a_window_that_no_training_makes_does_not_take_for_ever():
     ints = product.state.pool_ints.numpy()
     ints[0, POOL_INTS.index("window_updates")] = 2**60
     product.state.pool_ints.assign(ints)
-    product.step([0], np.ones([1, 2]))
+    for _ in range(20):
+        product.step([0], np.ones([1, 2]))
     assert product.state.pool_ints.numpy()[0, POOL_INTS.index("window_updates")] < 2**60
