@@ -100,7 +100,7 @@ class StalenessPolicy:
             ("refresh_every", 0),
             ("warm_up", 0),
         ):
-            most = _MOST_BATCHES if name.endswith("_sleep") else _MOST
+            most = _MOST_BATCHES if name in ("first_sleep", "max_sleep") else _MOST
             value = getattr(self, name)
             self._check(_is_integer(value, least), name, f"an integer >= {least}")
             self._check(value <= most, name, f"at most {most}")

@@ -76,13 +76,15 @@ inline constexpr int64_t kMostSteps = int64_t{1} << 61;
 inline constexpr int64_t kMostHeld = (int64_t{1} << 31) - 1;
 
 // Whether a row's state may point to this entry. One that was not restored with its table, or that
-// no training makes, is not followed anywhere.
+// would make a number here too large, is not followed anywhere.
 SLIPSTREAM_INLINE bool IsOf(const PoolEntry& entry, int64_t row) {
   // The largest of them, or more than it; a negative one is larger than any.
   const uint64_t most = static_cast<uint64_t>(entry.wake_step) | entry.live_step |
-                        entry.num_updates | entry.held_steps | entry.period | entry.window_updates;
+                        entry.num_updates | entry.held_steps | entry.window_updates;
+  // A period below 1 is taken for 1; twice it must be a number.
+  const uint64_t least = uint64_t{1} << 62, period = static_cast<uint64_t>(entry.period) + least;
   return entry.row == row && most < static_cast<uint64_t>(kMostSteps) &&
-         entry.held_steps <= kMostHeld;
+         entry.held_steps <= kMostHeld && period < least + static_cast<uint64_t>(kMostSteps);
 }
 
 // Whether training can have made a table's policy state. The learning rate is the user's.

@@ -272,8 +272,12 @@ absl::Status TableArgs::ReadSettings(OpKernelContext* context, const char* grad_
   if (grad_scales != nullptr) TF_RETURN_IF_ERROR(context->input_list(grad_scales, &scales));
   StepSettings one;
   one.step = step->flat<int64_t>()(0);
-  if (one.step < 1 || one.step > kMostSteps) {
-    return InvalidArgument("the number of a step must be in [1, 2^61], got ", one.step,
+  if (one.step < 1) {
+    return InvalidArgument("the number of a step must be at least 1, got ", one.step,
+                           ": the optimizer's `iterations` is negative");
+  }
+  if (one.step > kMostSteps) {
+    return InvalidArgument("the number of a step must be at most 2^61, got ", one.step,
                            ": the optimizer's `iterations` makes no sense. No row was changed.");
   }
   one.learning_rate = learning_rate->flat<float>()(0);

@@ -54,9 +54,10 @@ def check_settings(settings):
             infinite.
     """
     step, rate = settings.step, settings.learning_rate
-    is_step = (step >= 1) & (step <= _MOST_STEPS)
+    what = "the number of a step must be"
     return tf.group(
-        tf.debugging.Assert(is_step, ["the number of a step must be in [1, 2^61], got", step]),
+        tf.debugging.Assert(step >= 1, [f"{what} at least 1, got", step]),
+        tf.debugging.Assert(step <= _MOST_STEPS, [f"{what} at most 2^61, got", step]),
         tf.debugging.Assert(tf.math.is_finite(rate), ["the learning rate is", rate]),
     )
 
