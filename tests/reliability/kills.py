@@ -11,7 +11,6 @@ from tf_slipstream.delta.inspection import inspect
 from tf_slipstream.delta.published_version import PublishedVersion
 
 _PROGRAM = "tests.reliability.killed_program"
-_MOST_KILLS = 4
 
 
 @functools.cache
@@ -52,8 +51,8 @@ def never_stopped():
     return float(took), digest, state_of(folder)
 
 
-def trial(seed, folder):
-    """Trains with some kills, and compares with a run without.
+def trial(seed, folder, most_kills=4):
+    """Trains with up to so many kills, and compares with a run without.
 
     Returns:
         How many kills there were.
@@ -64,7 +63,7 @@ def trial(seed, folder):
     random, kills = generator(seed, 1), 0
     while True:
         # Most of them early, because each run begins where the one before was killed.
-        seconds = took * random.uniform(0, 1) ** 2 if kills < _MOST_KILLS else -1
+        seconds = took * random.uniform(0, 1) ** 2 if kills < most_kills else -1
         code, text = run(folder, seconds)
         published = state_of(folder)
         different = [name for name in published if published[name] != expected[name]]
