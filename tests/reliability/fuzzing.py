@@ -10,13 +10,12 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 
 import numpy as np
 
 from tests.data.criteo_files import columns_of, make_table, text_of, write_parquet
 from tests.delta.damage import header_of, sealed
-from tests.reliability.mutations import generator, mutated, mutated_value
+from tests.reliability.mutations import generator, lasting_folder, mutated, mutated_value
 from tf_slipstream import StalenessPolicy
 from tf_slipstream.delta.apply import apply_delta
 from tf_slipstream.delta.errors import ExportError
@@ -34,7 +33,7 @@ def published():
     from tests.export.click_models import click_model
     from tf_slipstream import export
 
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzzing-"))
+    folder = lasting_folder()
     model = click_model(num_rows=200)
     model.train_on_batch(*_batch(0))
     export.DeltaTracker(model, folder / "marks")
@@ -155,7 +154,7 @@ def analyzed_text(random, folder):
 
 @functools.cache
 def _parquet():
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzzing-"))
+    folder = lasting_folder()
     table = [column[:40] for column in make_table()]
     ids = np.abs(table[2]).astype(np.int32) % 1000
     path = write_parquet(folder / "train.parquet", columns_of(table, ids), compression="none")

@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import pathlib
-import tempfile
 
 from tests.distribute.clusters import Forks
-from tests.reliability.mutations import generator
+from tests.reliability.mutations import generator, lasting_folder
 from tf_slipstream.delta.inspection import inspect
 from tf_slipstream.delta.published_version import PublishedVersion
 
@@ -16,7 +15,7 @@ _PROGRAM = "tests.reliability.killed_program"
 @functools.cache
 def _forks():
     stack = contextlib.ExitStack()
-    return stack.enter_context(Forks(tempfile.mkdtemp(prefix="kills-")))
+    return stack.enter_context(Forks(lasting_folder()))
 
 
 def run(folder, seconds):
@@ -44,7 +43,7 @@ def state_of(folder):
 @functools.cache
 def never_stopped():
     """Returns seconds, hash and what is published of a run that nobody kills."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="kills-"))
+    folder = lasting_folder()
     code, text = run(folder, -1)
     assert code == 0, text
     took, (_, digest) = text.split("took ")[1].split()[0], text.split()[-2:]

@@ -1,8 +1,12 @@
 """Bytes and values altered at random, as damage and malice alter them."""
 
 import copy
+import pathlib
+import tempfile
 
 import numpy as np
+
+_FOLDERS = []
 
 _NUMBERS = (0, 1, -1, 2**7, 2**8, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64)
 _VALUES = (None, True, False, "", "0", [], {}, 0.5, -1.5, 1e308, float("nan"), float("inf"))
@@ -65,3 +69,9 @@ def _parts(value):
 
 def generator(*seeds):
     return np.random.default_rng(seeds)
+
+
+def lasting_folder():
+    """Returns a folder that is there until the process ends, for what is made once in it."""
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix="reliability-"))
+    return pathlib.Path(_FOLDERS[-1].name)
