@@ -57,37 +57,37 @@ static int fails_at(int fd, int is_write) {
 
 #define NEXT(name) __typeof__(&name) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define OPEN(name)                                                        \
-  int name(const char* path, int flags, ...) {                            \
-    NEXT(name);                                                           \
-    va_list more;                                                         \
-    va_start(more, flags);                                                \
+#define OPEN(name)                                                          \
+  int name(const char* path, int flags, ...) {                              \
+    NEXT(name);                                                             \
+    va_list more;                                                           \
+    va_start(more, flags);                                                  \
     const int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0; \
-    va_end(more);                                                         \
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;       \
-    return next(path, flags, mode);                                       \
+    va_end(more);                                                           \
+    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;         \
+    return next(path, flags, mode);                                         \
   }
 OPEN(open)
 OPEN(open64)
 
-#define OPENAT(name)                                                      \
-  int name(int at, const char* path, int flags, ...) {                    \
-    NEXT(name);                                                           \
-    va_list more;                                                         \
-    va_start(more, flags);                                                \
+#define OPENAT(name)                                                        \
+  int name(int at, const char* path, int flags, ...) {                      \
+    NEXT(name);                                                             \
+    va_list more;                                                           \
+    va_start(more, flags);                                                  \
     const int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0; \
-    va_end(more);                                                         \
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;       \
-    return next(at, path, flags, mode);                                   \
+    va_end(more);                                                           \
+    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;         \
+    return next(at, path, flags, mode);                                     \
   }
 OPENAT(openat)
 OPENAT(openat64)
 
-#define FOPEN(name)                                             \
-  FILE* name(const char* path, const char* mode) {              \
-    NEXT(name);                                                 \
-    if (mode[0] != 'r' && fails(path, 0)) return NULL;          \
-    return next(path, mode);                                    \
+#define FOPEN(name)                                    \
+  FILE* name(const char* path, const char* mode) {     \
+    NEXT(name);                                        \
+    if (mode[0] != 'r' && fails(path, 0)) return NULL; \
+    return next(path, mode);                           \
   }
 FOPEN(fopen)
 FOPEN(fopen64)
@@ -97,11 +97,11 @@ ssize_t write(int fd, const void* data, size_t size) {
   if (!fails_at(fd, 1)) return next(fd, data, size);
   return error_number == 0 ? next(fd, data, (size + 1) / 2) : -1;
 }
-#define PWRITE(name, offset_type)                                         \
-  ssize_t name(int fd, const void* data, size_t size, offset_type at) {   \
-    NEXT(name);                                                           \
-    if (!fails_at(fd, 1)) return next(fd, data, size, at);                \
-    return error_number == 0 ? next(fd, data, (size + 1) / 2, at) : -1;   \
+#define PWRITE(name, offset_type)                                       \
+  ssize_t name(int fd, const void* data, size_t size, offset_type at) { \
+    NEXT(name);                                                         \
+    if (!fails_at(fd, 1)) return next(fd, data, size, at);              \
+    return error_number == 0 ? next(fd, data, (size + 1) / 2, at) : -1; \
   }
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
@@ -117,10 +117,10 @@ ssize_t copy_file_range(int from, off64_t* from_at, int to, off64_t* to_at, size
   return error_number == 0 ? next(from, from_at, to, to_at, (size + 1) / 2, flags) : -1;
 }
 
-#define OF_DESCRIPTOR(name)                  \
-  int name(int fd) {                         \
-    NEXT(name);                              \
-    return fails_at(fd, 0) ? -1 : next(fd);  \
+#define OF_DESCRIPTOR(name)                 \
+  int name(int fd) {                        \
+    NEXT(name);                             \
+    return fails_at(fd, 0) ? -1 : next(fd); \
   }
 OF_DESCRIPTOR(fsync)
 OF_DESCRIPTOR(fdatasync)
