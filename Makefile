@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
+.PHONY: help setup demo test campaign test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
   bench-distribution clean
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
+	@echo "make campaign  faults, floods and hostile files for an hour, resumed where it was stopped"
+	@echo "             (ARGS='--minutes 10 --only kills')"
 	@echo "make lint    check style"
 	@echo "make bench   time the embedding step against stock Keras, tf_keras and the memory's limit"
 	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
@@ -42,6 +44,10 @@ demo: $(READY)
 test: $(READY) test-kernels test-cuda
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The memory of each of its processes is bounded; results/campaign has what was tried.
+campaign: $(READY)
+	$(BIN)/python -m tests.reliability.campaign $(ARGS)
 
 test-kernels:
 	sh custom_ops/tests/run.sh

@@ -33,9 +33,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 # What asks Keras for nothing is tested once, with Keras 3.
-_ONCE = ("analysis", "data", "delta", "ops", "test_architecture.py", "test_docs.py")
+_ONCE = ("analysis", "data", "delta", "ops", "reliability", "test_architecture.py", "test_docs.py")
 _TWICE = ("analysis/test_popularity.py", "data/test_criteo_text.py")
 _TWICE += ("ops/test_apply_rows_against_keras.py", "ops/test_bfloat16.py")
+# Keras reads and checks batches, saves and restores.
+_TWICE += ("reliability/test_bad_batches.py", "reliability/test_kills.py")
+_TWICE += ("reliability/test_together.py",)
 _TESTS = pathlib.Path(__file__).parent
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 ON_STALE = ("defer", "skip")
+# The largest integers that cross into the native library exactly, and that it counts batches in.
+_MOST, _MOST_BATCHES = 2**53, 2**31 - 1
 DRIFT_METRICS = ("coherence", "relative_l2", "l2", "mean_abs", "loss")
 
 
@@ -98,7 +100,10 @@ class StalenessPolicy:
             ("refresh_every", 0),
             ("warm_up", 0),
         ):
-            self._check(_is_integer(getattr(self, name), least), name, f"an integer >= {least}")
+            most = _MOST_BATCHES if name in ("first_sleep", "max_sleep") else _MOST
+            value = getattr(self, name)
+            self._check(_is_integer(value, least), name, f"an integer >= {least}")
+            self._check(value <= most, name, f"at most {most}")
         for name in ("threshold", "max_threshold", "min_drift", "skip_below"):
             value = getattr(self, name)
             is_good = value is None and name == "threshold" or _is_number(value) and value >= 0
@@ -196,4 +201,9 @@ def _is_integer(value, least):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -78,6 +78,15 @@ def _parse_json(text):
         raise ValueError(f"--cluster is not JSON: {error}; got {text!r}.") from None
 
 
+def greeting(job, index, address):
+    """Returns what a task says when it is up: where it listens, and to whom."""
+    return (
+        f"tf_slipstream.server: {job}:{index} listens at {address}. TensorFlow opens the port at "
+        "every address of this machine, and asks for no password: whoever reaches it can run "
+        "code here. Let nobody reach it but the cluster."
+    )
+
+
 def main(argv=None):
     """Starts the server and does not return, but for an error in what it was told."""
     try:
@@ -89,7 +98,7 @@ def main(argv=None):
     server = tf.distribute.Server(
         tf.train.ClusterSpec(cluster), job_name=job, task_index=index, protocol="grpc"
     )
-    print(f"tf_slipstream.server: {job}:{index} listens at {cluster[job][index]}", flush=True)
+    print(greeting(job, index, cluster[job][index]), flush=True)
     server.join()
     return 0
 

@@ -114,6 +114,16 @@ __device__ inline unsigned long long PackFault(int64_t table, int64_t place, boo
          static_cast<unsigned long long>(place) << 1 | is_state;
 }
 
+// Begins a step with what the table's policy has; one that makes no sense has no entries. One
+// thread calls it.
+__device__ inline void TakePolicy(const View& view) {
+  PolicyState& policy = view.state->next_policy;
+  policy = *view.pool.state;
+  if (IsWhole(policy, view.pool.capacity)) return;
+  atomicMin(&view.fault->bad_entry, PackFault(view.index, 0, false));
+  policy = {};
+}
+
 // Checks, with all threads of the grid, the entries of a table's pool.
 __device__ inline void CheckEntries(const View& view) {
   const int64_t num_entries = static_cast<int64_t>(view.state->next_policy.num_entries);

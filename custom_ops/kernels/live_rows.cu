@@ -335,7 +335,7 @@ __global__ void BeginFind(View view, const int64_t* step) {
   state.is_refresh = false;
   state.settings.step = *step;
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
-  if (view.pool.row_states != nullptr) state.next_policy = *view.pool.state;
+  if (view.pool.row_states != nullptr) TakePolicy(view);
 }
 
 // Marks the first lookups of rows that are not skipped.

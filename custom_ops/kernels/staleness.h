@@ -72,10 +72,31 @@ struct Staleness {
   float* path(int64_t entry) const { return held(entry) + 2 * dim; }
 };
 
-// Whether a row's state may point to this entry. One that was not restored with its table is not
-// followed anywhere.
+// Bounds on what is restored: below them no sum or product here is too large for its type.
+inline constexpr int64_t kMostSteps = int64_t{1} << 61;
+inline constexpr int64_t kMostHeld = (int64_t{1} << 31) - 1;
+
+// Whether a row's state may point to this entry. One that was not restored with its table, or that
+// would make a number here too large, is not followed anywhere.
 SLIPSTREAM_INLINE bool IsOf(const PoolEntry& entry, int64_t row) {
-  return entry.row == row && entry.held_steps >= 0;
+  // The largest of them, or more than it; a negative one is larger than any.
+  const uint64_t most = static_cast<uint64_t>(entry.wake_step) | entry.live_step |
+                        entry.num_updates | entry.held_steps | entry.window_updates;
+  // A period below 1 is taken for 1; twice it must be a number.
+  const uint64_t least = uint64_t{1} << 62, period = static_cast<uint64_t>(entry.period) + least;
+  return entry.row == row && most < static_cast<uint64_t>(kMostSteps) &&
+         entry.held_steps <= kMostHeld && period < least + static_cast<uint64_t>(kMostSteps);
+}
+
+// Whether training can have made a table's policy state. The learning rate is the user's.
+SLIPSTREAM_INLINE bool IsWhole(const PolicyState& state, int64_t capacity) {
+  const double most = static_cast<double>(kMostSteps);
+  return 0 <= state.num_entries && state.num_entries <= capacity &&  // false for NaN
+         std::fabs(state.num_sleeping) <= most && 0 <= state.woken_at && state.woken_at <= most &&
+         0 <= state.threshold && state.threshold <= std::numeric_limits<double>::max() &&
+         0 <= state.strictness && state.strictness <= 1 && 0 <= state.control_lookups &&
+         state.control_lookups <= most && 0 <= state.control_stale && state.control_stale <= most &&
+         0 <= state.hand && state.hand <= most;
 }
 
 // Whether an entry is that of a row which has it.
@@ -120,7 +141,7 @@ inline constexpr double kRateChange = 1.25;
 SLIPSTREAM_HOST_DEVICE inline bool BeginStep(const PolicySettings& policy, int64_t step,
                                              double learning_rate, PolicyState* state) {
   const double before = state->learning_rate;
-  if (before == 0) {
+  if (before == 0 || before != before) {  // none yet, or NaN
     state->learning_rate = learning_rate;
   } else if (learning_rate > kRateChange * before || learning_rate * kRateChange < before) {
     state->learning_rate = learning_rate;
@@ -156,12 +177,15 @@ SLIPSTREAM_HOST_DEVICE inline void EndStep(const PolicySettings& policy, int64_t
 void Measure(const Staleness& staleness, int64_t entry, const float* row, const float* row_before,
              const float* grad);
 
+inline constexpr int64_t kMostTerms = int64_t{1} << 20;
+
 // |sum of n steps|^2 over the sum of their squares, where a step has the correlation b^i with the
 // i-th before it and they are noise otherwise.
 SLIPSTREAM_HOST_DEVICE inline double NoiseCoherence(int64_t num_steps, double b) {
   double sum = 1, power = b;
   // What is less than half of the last bit of 1 changes nothing.
-  for (int64_t i = 1; i < num_steps && power > 1e-17; ++i, power *= b) {
+  // No window is longer than the bound; what was restored may say so.
+  for (int64_t i = 1; i < num_steps && i < kMostTerms && power > 1e-17; ++i, power *= b) {
     sum += 2 * (1 - static_cast<double>(i) / num_steps) * power;
   }
   return sum;
@@ -198,6 +222,7 @@ SLIPSTREAM_HOST_DEVICE double Drift(const PolicySettings& policy, const PoolEntr
 // ceil(num_batches * cycle / k): as many of the row's batches in steps, at most `max_age`.
 SLIPSTREAM_HOST_DEVICE inline int64_t SleepSteps(int64_t num_batches, int64_t cycle, int64_t k,
                                                  int64_t max_age) {
+  if (num_batches > kMostSteps / cycle) return max_age;
   return std::min(max_age, (num_batches * cycle + k - 1) / k);
 }
 
@@ -327,7 +352,7 @@ inline constexpr int64_t kIdleSteps = 1000;
 SLIPSTREAM_INLINE bool IsIdle(const PoolEntry& entry, int64_t step, bool holds_elsewhere) {
   if (holds_elsewhere && entry.held_steps != 0) return false;
   // A row that is looked up while it sleeps leaves no trace but what it holds.
-  return step - std::max(entry.live_step, entry.wake_step) >= kIdleSteps;
+  return std::max(entry.live_step, entry.wake_step) <= step - kIdleSteps;
 }
 
 // The entry where a search begins.

@@ -47,7 +47,7 @@ __global__ void BeginTable(View view, StepInputs inputs, const float* grad_scale
   for (int i = 0; i < 4; ++i) state.num_stale[i] = 0;
   state.is_refresh = false;
   if (view.pool.row_states == nullptr) return;
-  state.next_policy = *view.pool.state;
+  TakePolicy(view);
   if (settles) {
     state.is_refresh = true;
     if (wake) state.next_policy.woken_at = settings.step;

@@ -8,6 +8,7 @@ int main() {
   slipstream::TestLiveRows();
   slipstream::TestUpdateRows();
   slipstream::TestStaleness();
+  slipstream::TestHostileState();
   slipstream::TestThreadTeam();
   slipstream::TestGatherRows();
   slipstream::TestHugePages();

@@ -20,6 +20,7 @@ namespace slipstream {
 
 // One function per kernel, called by main.
 void TestGatherRows();
+void TestHostileState();
 void TestHugePages();
 void TestRowCache();
 void TestLiveRows();

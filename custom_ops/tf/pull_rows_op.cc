@@ -92,15 +92,17 @@ class PullRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, pools_.Read(&variables, 1, {num_rows}, {dim}, {table_name_}, &read));
     const Staleness& staleness = read[0];
     for (int64_t i = 0; i < num; ++i) {
-      sleeps->flat<int32_t>()(i) = SleepOf(staleness, staleness.row_states[ids[i]], step).Packed();
+      sleeps->flat<int32_t>()(i) = SleepOf(staleness, ids[i], step).Packed();
     }
   }
 
  private:
-  Sleep SleepOf(const Staleness& staleness, int32_t row_state, int64_t step) const {
+  Sleep SleepOf(const Staleness& staleness, int64_t row, int64_t step) const {
+    const int32_t row_state = staleness.row_states[row];
     const int64_t index = -1 - static_cast<int64_t>(row_state);
     if (row_state >= 0 || index >= staleness.state->num_entries) return {};
     const PoolEntry& entry = staleness.entries[index];
+    if (!IsOf(entry, row)) return {};  // a push is refused, with the reason
     const RowKind kind = KindOf(entry, step, static_cast<int64_t>(staleness.state->woken_at));
     if (kind == RowKind::kLive) return {};
     int64_t wake_step = entry.wake_step;

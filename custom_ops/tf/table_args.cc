@@ -1,5 +1,7 @@
 #include "table_args.h"
 
+#include <cmath>
+
 #include "../kernels/huge_pages.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
@@ -113,6 +115,10 @@ absl::Status PoolArgs::Read(TableVariables* variables, int64_t first,
         return InvalidArgument("table '", table_names[t], "': a pool of ", capacity,
                                " entries has ", num_entries, " in use; ", kNotRestoredWhole);
       }
+      if (!IsWhole(*one.state, capacity)) {
+        return InvalidArgument("table '", table_names[t], "': the optimizer's policy state makes ",
+                               "no sense; ", kNotRestoredWhole);
+      }
     }
     staleness->push_back(one);
   }
@@ -217,6 +223,9 @@ absl::Status TableArgs::Read(TableVariables* variables, TableList* list) const {
         std::max<int64_t>(0, counters->NumElements() - kNumCounters) / kCountersPerField;
     TF_RETURN_IF_ERROR(
         CheckSize(t, "counters", *counters, kNumCounters + num_fields * kCountersPerField));
+    if (memory_ == Memory::kHost) {
+      TF_RETURN_IF_ERROR(CheckCounters(t, counters->flat<int64_t>().data(), num_fields, num_rows));
+    }
     for (Tensor* tensor : large) {
       if (memory_ == Memory::kDevice) break;
       UseHugePages(const_cast<char*>(tensor->tensor_data().data()), tensor->TotalBytes());
@@ -267,7 +276,15 @@ absl::Status TableArgs::ReadSettings(OpKernelContext* context, const char* grad_
     return InvalidArgument("the number of a step must be at least 1, got ", one.step,
                            ": the optimizer's `iterations` is negative");
   }
+  if (one.step > kMostSteps) {
+    return InvalidArgument("the number of a step must be at most 2^61, got ", one.step,
+                           ": the optimizer's `iterations` makes no sense. No row was changed.");
+  }
   one.learning_rate = learning_rate->flat<float>()(0);
+  if (!std::isfinite(one.learning_rate)) {
+    return InvalidArgument("the learning rate is ", one.learning_rate,
+                           ": set a finite one. No row was changed.");
+  }
   one.tail_rates[0] = tail_rates->flat<float>()(0);
   one.tail_rates[1] = tail_rates->flat<float>()(1);
   one.tails = tails->flat<float>().data();
@@ -286,6 +303,21 @@ absl::Status TableArgs::ReadSettings(OpKernelContext* context, const char* grad_
     settings->push_back(one);
   }
   return absl::OkStatus();
+}
+
+// Checks those of a table's counters that decide something.
+absl::Status TableArgs::CheckCounters(int64_t t, const int64_t* counters, int64_t num_fields,
+                                      int64_t num_rows) const {
+  bool is_whole = 0 <= counters[kPushStep] && counters[kPushStep] <= kMostSteps;
+  const int64_t* ends = counters + kNumCounters;
+  for (int64_t f = 0, begin = 0; f < num_fields; ++f) {
+    const int64_t end = ends[f * kCountersPerField];
+    is_whole &= begin <= end && end <= num_rows && (f + 1 < num_fields || end == num_rows);
+    begin = end;
+  }
+  if (is_whole) return absl::OkStatus();
+  return InvalidArgument("table '", names_[t], "': the optimizer's counters make no sense; ",
+                         kNotRestoredWhole);
 }
 
 absl::Status TableArgs::CheckSize(int64_t t, const char* what, const Tensor& tensor,

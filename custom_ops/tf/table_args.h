@@ -118,6 +118,8 @@ class TableArgs {
   }
 
  private:
+  absl::Status CheckCounters(int64_t t, const int64_t* counters, int64_t num_fields,
+                             int64_t num_rows) const;
   absl::Status CheckSize(int64_t t, const char* what, const tensorflow::Tensor& tensor,
                          int64_t num_elements) const;
 

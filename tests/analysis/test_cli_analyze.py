@@ -1,8 +1,9 @@
 """Checks what `tf-slipstream analyze` prints and writes, and what it refuses."""
 
+import errno
 import json
+import os
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -70,11 +71,24 @@ def test_a_page_that_cannot_be_written_leaves_nothing(log, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
-def test_a_full_disk_gets_a_sentence(log, capsys, monkeypatch):
-    monkeypatch.setattr("tf_slipstream.cli.written._part_of", lambda path: "/dev/full")
-    assert main(["analyze", str(log), "--html", "report.html"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+def test_a_full_disk_gets_a_sentence_and_leaves_what_was_there(log, capsys, monkeypatch, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["analyze", str(log), "--html", str(path)]) == 1
+    assert f"No space left on device: '{path}'" in capsys.readouterr().err
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"report.html": "before"}
+
+
+def test_a_page_follows_no_link_that_waits_beside_it(log, capsys, tmp_path):
+    path = tmp_path / "report.html"
+    (tmp_path / "others").write_text("kept")
+    (tmp_path / "report.html.part").symlink_to("others")
+    assert main(["analyze", str(log), "--html", str(path)]) == 0
+    assert (tmp_path / "others").read_text() == "kept" and path.stat().st_size > 1000
 
 
 def test_one_machine_needs_no_policy(log, capsys):

@@ -47,7 +47,7 @@ class TextLog:
             raise LogError(f"{path} has no lines: an empty log. Pass one with examples.")
         line = first.split(b"\n", 1)[0].rstrip(b"\r").decode(errors="replace")
         self._delimiter = max(_DELIMITERS, key=line.count)
-        cells = next(csv.reader([line], delimiter=self._delimiter))
+        cells = self._rows(line)[0]
         self._has_header = not any(map(_is_number, cells))
         if self._has_header:
             names = [cell.strip() for cell in cells]
@@ -123,9 +123,18 @@ class TextLog:
         return Chunk(keys, label, None if time is None else as_seconds(time), done)
 
     def _unquoted(self, raw):
-        rows = csv.reader(io.StringIO(raw.decode(errors="replace")), delimiter=self._delimiter)
-        lines = (_UNIT.join(row).replace("\n", " ") for row in rows)
+        lines = (_UNIT.join(r).replace("\n", " ") for r in self._rows(raw.decode(errors="replace")))
         return "".join(f"{one}\n" for one in lines).encode()
+
+    def _rows(self, text):
+        """Returns the cells of lines, some of which may be quoted: a list of lists."""
+        try:
+            return [*csv.reader(io.StringIO(text), delimiter=self._delimiter)] or [[]]
+        except csv.Error as error:
+            raise LogError(
+                f"{self._path}: a line of quoted cells cannot be read ({error}). Correct it or "
+                "remove it."
+            ) from None
 
     def _numbers(self, raw, starts, ends, name, line):
         """Returns the numbers of a column; dates are seconds since 1970, empty cells NaN."""

@@ -1,20 +1,26 @@
 """Files that a subcommand writes beside what it prints."""
 
+import contextlib
 import os
+import secrets
+
+from tf_slipstream.delta.file_ranges import naming
 
 
 def write_text(path, text):
-    """Writes a file, whole or not at all: a full disk leaves nothing behind."""
-    part = _part_of(path)
+    """Writes a file, in place of one that is there, whole or not at all.
+
+    A full disk, or an interrupt, leaves what was there.
+    """
+    # A name that nobody knows beforehand: no link that waits there is followed.
+    part = f"{path}.{secrets.token_hex(8)}.part"
     try:
-        with open(part, "w", encoding="utf-8") as stream:
+        with naming(path), open(part, "x", encoding="utf-8") as stream:
             stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(part, path)
-    except OSError:
-        if os.path.isfile(part):
+    except BaseException:
+        with contextlib.suppress(OSError):
             os.remove(part)
         raise
-
-
-def _part_of(path):
-    return f"{path}.part"

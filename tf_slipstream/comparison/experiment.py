@@ -132,6 +132,10 @@ class Run:
                     },
                 )
             os.replace(part, path)
+        except OSError as error:
+            if error.filename is None and error.errno is not None:  # as a write's
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
         finally:
             part.unlink(missing_ok=True)
 

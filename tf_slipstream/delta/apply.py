@@ -10,7 +10,7 @@ from tf_slipstream.delta.errors import ExportError
 from tf_slipstream.delta.fingerprint import updated_fingerprint
 from tf_slipstream.delta.patched_copy import copy_patched
 from tf_slipstream.delta.published_version import PublishedVersion
-from tf_slipstream.delta.version_record import INDEX, RECORD, VersionRecord, sha256
+from tf_slipstream.delta.version_record import INDEX, RECORD, VersionRecord, paths_in, sha256
 
 _FINGERPRINT = pathlib.PurePath("fingerprint.pb")
 
@@ -113,14 +113,14 @@ def _copy_files(base, delta, folder, progress):
     count = _counter(progress, "copying", sum(path.stat().st_size for path in changing))
     left_out = {base.folder / name for name in (INDEX, RECORD, _FINGERPRINT)}
     crcs = {}
-    for parent, _, names in os.walk(base.folder, followlinks=True):
-        target = folder / pathlib.Path(parent).relative_to(base.folder)
-        target.mkdir(exist_ok=True)
-        for path in (pathlib.Path(parent, name) for name in names):
-            if path in changing:
-                crcs |= copy_patched(base, delta, changing[path], target / path.name, count)
-            elif path not in left_out:
-                file_ranges.link_file(path, target / path.name)
+    for path in paths_in(base.folder):
+        target = folder / path.relative_to(base.folder)
+        if path.is_dir():
+            target.mkdir()
+        elif path in changing:
+            crcs |= copy_patched(base, delta, changing[path], target, count)
+        elif path not in left_out:
+            file_ranges.link_file(path, target)
     return base.index.patched(crcs)
 
 

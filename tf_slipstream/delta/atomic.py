@@ -16,6 +16,7 @@ import shutil
 import time
 
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.delta.file_ranges import naming
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-[a-z0-9_]+", re.DOTALL)
 # File systems exist whose locks do nothing. There, only the leftovers of others are this old.
@@ -39,7 +40,7 @@ def new_file(path):
     _remove_abandoned(path)
     temporary, descriptor = _new_temporary(path, _make_file)
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with naming(path), os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,7 +48,12 @@ def new_file(path):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-    sync(path.parent)
+    try:
+        sync(path.parent)
+    except OSError:
+        # Who is told that it failed must not find it, and must be able to try again.
+        os.unlink(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -66,25 +72,31 @@ def new_folder(path):
     _remove_abandoned(path)
     temporary, descriptor = _new_temporary(path, _make_folder)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
                 sync(os.path.join(folder, name))
             sync(folder)
         _name_folder(temporary, path)
+        try:
+            sync(path.parent)
+        except OSError:
+            os.rename(path, temporary)
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
         os.close(descriptor)
-    sync(path.parent)
 
 
 def sync(path):
     """Waits until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

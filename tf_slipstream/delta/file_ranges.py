@@ -1,5 +1,6 @@
 """Reads, writes and copies ranges of open files, whatever the file system does piecemeal."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,6 +10,17 @@ from tf_slipstream.delta.errors import ExportError
 _COPY_BYTES = 64 << 20
 # What copy_file_range says where a file system, or a pair of them, does not have it.
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Has an `OSError` of the block name a file, if it names none, as a write's does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def copy_range(old, new, start, end, progress=lambda num_bytes: None):
@@ -27,8 +39,9 @@ def copy_range(old, new, start, end, progress=lambda num_bytes: None):
             copied = os.copy_file_range(old.fileno(), new.fileno(), size, start, start)
         except OSError as error:
             if error.errno not in _CANNOT_COPY:
-                raise
-            data = os.pread(old.fileno(), size, start)
+                raise OSError(error.errno, error.strerror, old.name, None, new.name) from error
+            with naming(old.name):
+                data = os.pread(old.fileno(), size, start)
             write_at(new, data, start)
             copied = len(data)
         if copied == 0:
@@ -41,7 +54,8 @@ def read_at(file, buffer, offset):
     """Fills a buffer, uint8 `[size]`, from a place in an open file."""
     done = 0
     while done < len(buffer):
-        num_read = os.preadv(file.fileno(), [buffer[done:]], offset + done)
+        with naming(file.name):
+            num_read = os.preadv(file.fileno(), [buffer[done:]], offset + done)
         if num_read == 0:
             raise _too_short(file)
         done += num_read
@@ -50,14 +64,15 @@ def read_at(file, buffer, offset):
 def write_at(file, data, offset):
     """Writes bytes to a place in an open file."""
     data, done = memoryview(data), 0
-    while done < len(data):
-        done += os.pwrite(file.fileno(), data[done:], offset + done)
+    with naming(file.name):
+        while done < len(data):
+            done += os.pwrite(file.fileno(), data[done:], offset + done)
 
 
 def link_file(source, target):
     """Makes `target` another name of a file, or a copy where that is not possible."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copyfile(source, target)
 

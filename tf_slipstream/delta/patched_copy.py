@@ -43,7 +43,8 @@ def copy_patched(base, delta, shard, target, progress):
     with open(base.index.data_path(shard), "rb") as old, open(target, "xb") as new:
         size = os.fstat(old.fileno()).st_size
         # Before any work, so that a full disk is known at once.
-        os.posix_fallocate(new.fileno(), 0, size)
+        with file_ranges.naming(target):
+            os.posix_fallocate(new.fileno(), 0, size)
         done = 0
         for entry, number, kind in sorted(changes, key=lambda change: change[0].offset):
             file_ranges.copy_range(old, new, done, entry.offset, progress)

@@ -25,6 +25,9 @@ _TRAILER_BYTES = 5  # compression, checksum
 _NUM_SHARDS, _ENDIANNESS = 1, 2
 _DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _CRC, _SLICES = range(1, 8)
 _DIM, _DIM_SIZE = 2, 1
+# Keys share beginnings, so that a small file may hold many long ones; TensorFlow's hold few times
+# the file's size.
+_KEY_BYTES_PER_BYTE = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +175,7 @@ class TensorIndex:
         end = offset + size - 4 - 4 * num_restarts
         if end < offset:
             raise ExportError("a block has more restart points than it has bytes")
-        position, key = offset, b""
+        position, key, key_bytes = offset, b"", 0
         while position < end:
             num_shared, position = wire.read_varint(data, position, end)
             num_own, position = wire.read_varint(data, position, end)
@@ -180,6 +183,9 @@ class TensorIndex:
             start = position + num_own
             if num_shared > len(key) or start + value_size > end:
                 raise ExportError("an entry reaches past its block")
+            key_bytes += num_shared + num_own
+            if key_bytes > _KEY_BYTES_PER_BYTE * len(data):
+                raise ExportError("its keys are far larger than itself")
             key = key[:num_shared] + data[position:start]
             position = start + value_size
             yield key, start, position

@@ -100,12 +100,34 @@ def files_of(folder):
     These are all but the record, and the variables, which have checksums of their own.
     """
     digests = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for path in (pathlib.Path(parent, name) for name in sorted(names)):
-            name = path.relative_to(folder)
-            if name != RECORD and name.parts[0] != INDEX.parts[0]:
-                digests[name.as_posix()] = sha256_of_file(path)
+    for path in paths_in(folder):
+        name = path.relative_to(folder)
+        if path.is_file() and name != RECORD and name.parts[0] != INDEX.parts[0]:
+            digests[name.as_posix()] = sha256_of_file(path)
     return digests
+
+
+def paths_in(folder):
+    """Yields the paths of the folders and files in a version's folder, which may be a link itself.
+
+    Raises:
+        ExportError: If a link in it leads out of it or to a folder: who makes a version must not
+            have the files of others read, copied and served, nor have us go round in circles.
+    """
+    inside = os.path.realpath(folder)
+    for parent, folders, names in os.walk(folder):
+        for name in (*sorted(folders), *sorted(names)):
+            path = pathlib.Path(parent, name)
+            if path.is_symlink():
+                target = os.path.realpath(path)
+                if not (target.startswith(inside + os.sep) and os.path.isfile(target)):
+                    raise ExportError(
+                        f"{path} is a link that leads out of the version, to a folder or to "
+                        "nothing: put a copy in its place"
+                    )
+            elif not path.is_file() and not path.is_dir():
+                raise ExportError(f"{path} is neither a file nor a folder: remove it")
+            yield path
 
 
 def sha256(data):

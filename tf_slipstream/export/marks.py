@@ -57,14 +57,18 @@ def pack_bitmap(words):
     return zlib.compress(words.astype("<i4").tobytes(), 1)
 
 
-def unpack_bitmap(data):
+def unpack_bitmap(data, num_bytes):
     """Returns the bits that `pack_bitmap` compressed: uint8 `[bytes]`.
+
+    Args:
+        data: Bytes.
+        num_bytes: How many there should be. Of more, which a small file may hold, one is read.
 
     Raises:
         ExportError: If it did not make this.
     """
     try:
-        return np.frombuffer(zlib.decompress(data), np.uint8)
+        return np.frombuffer(zlib.decompressobj().decompress(data, num_bytes + 1), np.uint8)
     except zlib.error as error:
         raise ExportError(f"the rows of a mark cannot be read ({error})") from None
 
@@ -124,13 +128,14 @@ class MarkStore:
         for mark in marks[: -self._max_marks]:
             self.discard(mark)
 
-    def changed_between(self, table, start, end):
+    def changed_between(self, table, start, end, num_bytes):
         """Returns the rows of a table that may differ between two marks.
 
         Args:
             table: The table's name.
             start: A mark's id.
             end: A mark's id.
+            num_bytes: Of the table's bitmap.
 
         Returns:
             List of bitmaps, uint8 `[bytes]`, to be joined; None where the marks have no common
@@ -141,7 +146,7 @@ class MarkStore:
         if common is None:
             return None
         way = before_start[: before_start.index(common)] + before_end[: before_end.index(common)]
-        return [unpack_bitmap(self._marks[mark].bitmaps[table]) for mark in way]
+        return [unpack_bitmap(self._marks[mark].bitmaps[table], num_bytes) for mark in way]
 
     def _line(self, table, mark):
         """Returns the ids of a mark and the marks before it, as far as they are known."""

@@ -172,16 +172,16 @@ class DeltaTracker:
         }
 
     def _bits_between(self, base, mark_id, table):
-        known = None
+        known, num_bytes = None, 4 * -(-table.num_rows // 32)
         if mark_id is not None:
-            known = self._store.changed_between(table.name, mark_id, base.id)
+            known = self._store.changed_between(table.name, mark_id, base.id, num_bytes)
         if known is None:
             raise ExportError(
                 f"table '{table.name}' was trained from a state that this tracker has no mark of, "
                 f"so what changed since version {base.version} is not known: give the folder of "
                 "the base instead of its number, or publish a full version"
             )
-        bits = np.zeros(4 * -(-table.num_rows // 32), np.uint8)
+        bits = np.zeros(num_bytes, np.uint8)
         for bitmap in known:
             if bitmap.size != bits.size:
                 raise ExportError(

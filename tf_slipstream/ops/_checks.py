@@ -5,6 +5,7 @@ import tensorflow as tf
 from tf_slipstream.state import schema
 
 _ROW_INT = (tf.int32, tf.uint32)
+_MOST_STEPS = 2**61
 
 
 def refusal(message):
@@ -39,16 +40,26 @@ def check_tables(rule, states, weight_decays):
             seen.add(id(variable))
 
 
-def check_step(step):
-    """Checks the number of a step.
+def check_settings(settings):
+    """Checks the number of a step and its learning rate.
+
+    Args:
+        settings: `StepSettings`.
 
     Returns:
         What to wait for in a graph.
 
     Raises:
-        tf.errors.InvalidArgumentError: If it is below 1.
+        tf.errors.InvalidArgumentError: If the number is not in [1, 2^61], or the rate is NaN or
+            infinite.
     """
-    return tf.debugging.Assert(step >= 1, ["the number of a step must be at least 1, got", step])
+    step, rate = settings.step, settings.learning_rate
+    what = "the number of a step must be"
+    return tf.group(
+        tf.debugging.Assert(step >= 1, [f"{what} at least 1, got", step]),
+        tf.debugging.Assert(step <= _MOST_STEPS, [f"{what} at most 2^61, got", step]),
+        tf.debugging.Assert(tf.math.is_finite(rate), ["the learning rate is", rate]),
+    )
 
 
 def _check_table(rule, state):

@@ -77,7 +77,7 @@ def _checked_scales(grad_scales, states):
 def _apply_fallback(rule, states, slices, settings, grad_scales, weight_decays, num_lookups):
     _checks.check_tables(rule, states, weight_decays)
     # Nothing is written before all is checked.
-    with tf.control_dependencies([_checks.check_step(settings.step), *grad_scales]):
+    with tf.control_dependencies([_checks.check_settings(settings), *grad_scales]):
         rows = find_rows(states, slices)
     done = []
     for state, one, found, scale, decay, num in zip(

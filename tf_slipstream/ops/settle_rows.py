@@ -31,7 +31,7 @@ def settle_rows(rule, states, settings, weight_decays, wake):
     if native is None:
         _checks.check_tables(rule, states, weight_decays)
         done = []
-        with tf.control_dependencies([_checks.check_step(settings.step)]):
+        with tf.control_dependencies([_checks.check_settings(settings)]):
             for state, decay in zip(states, weight_decays, strict=True):
                 done += row_updates.settle_rows(rule, state, settings, decay)
         return done

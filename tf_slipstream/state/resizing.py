@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_slipstream.state import schema
-from tf_slipstream.state.table import TableState, field_counts_of, pool_capacity
+from tf_slipstream.state.table import TableState, field_counts_of, num_entries, pool_capacity
 
 _ROW, _WAKE_STEP, _NUM_UPDATES = map(schema.POOL_INTS.index, ("row", "wake_step", "num_updates"))
 _MOST_UPDATES = 2**31 - 1
@@ -184,8 +184,8 @@ def _joined_policy_state(states):
 
 def _entries(state):
     """Returns the entries of a table's pool that are in use: their ints and their floats."""
-    num_entries = int(state.policy_state[schema.POLICY_STATE.index("num_entries")])
-    return state.pool_ints[:num_entries].numpy(), state.pool_floats[:num_entries].numpy()
+    num = num_entries(state)
+    return state.pool_ints[:num].numpy(), state.pool_floats[:num].numpy()
 
 
 def _is_in(rows, one):

@@ -10,6 +10,10 @@ from tf_slipstream.state import schema
 
 # Least rows of a table that may be popular.
 _MIN_CAPACITY = 4096
+_MAKES_NO_SENSE = (
+    "makes no sense: it was not restored whole. Restore the model with its optimizer, or start "
+    "with a new optimizer."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,20 +178,44 @@ def bits_as(values, dtype):
 
 
 def read_policy_states(states):
-    """Returns the policy states of tables that have a policy, as a list of dicts by column."""
+    """Returns the policy states of tables that have a policy, as a list of dicts by column.
+
+    Raises:
+        ValueError: If one was not restored with its table.
+    """
     if not states:
         return []
     # One read, where one of each variable would take ten times as long.
     read = tf.stack([state.policy_state for state in states]).numpy().tolist()
-    return [dict(zip(schema.POLICY_STATE, values, strict=True)) for values in read]
+    found = [dict(zip(schema.POLICY_STATE, values, strict=True)) for values in read]
+    for state, columns in zip(states, found):
+        # The learning rate is the user's.
+        if not all(math.isfinite(v) for name, v in columns.items() if name != "learning_rate"):
+            raise ValueError(f"table '{state.name}': its policy state {_MAKES_NO_SENSE}")
+    return found
+
+
+def num_entries(state):
+    """Returns how many entries of a table's pool are in use.
+
+    Raises:
+        ValueError: If it has fewer: it was not restored with its table.
+    """
+    capacity = int(state.pool_ints.shape[0])
+    number = float(state.policy_state[schema.POLICY_STATE.index("num_entries")])
+    if not 0 <= number <= capacity:
+        raise ValueError(
+            f"table '{state.name}': a pool of {capacity} entries with {number} in use "
+            f"{_MAKES_NO_SENSE}"
+        )
+    return int(number)
 
 
 def num_sleeping(state, start, end):
     """Returns how many of the rows from `start` to before `end` sleep."""
     if state.policy is None:
         return 0
-    num_entries = int(state.policy_state[schema.POLICY_STATE.index("num_entries")])
-    ints = state.pool_ints[:num_entries].numpy()
+    ints = state.pool_ints[: num_entries(state)].numpy()
     rows, wake_steps = (ints[:, schema.POOL_INTS.index(name)] for name in ("row", "wake_step"))
     return int(((start <= rows) & (rows < end) & (wake_steps > 0)).sum())
 

@@ -1,0 +1,119 @@
+"""Batches that must be refused, in each of 26 tables and at each replica, and change nothing."""
+
+import contextlib
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tests.models import embedding_of, random_table
+from tf_slipstream import SlipstreamEmbeddingCollection, SlipstreamOptimizer, _compat
+from tf_slipstream._compat import keras
+
+NUM_TABLES, NUM_ROWS, DIM, SIZE = 26, 9, 2, 8
+
+
+class Column(keras.layers.Layer):
+    def __init__(self, place, **kwargs):
+        super().__init__(**kwargs)
+        self.place = place
+
+    def call(self, ids):
+        return ids[:, self.place]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[:1]
+
+
+def _model(as_collection=False):
+    dense = keras.Input([3], name="dense")
+    ids = keras.Input([NUM_TABLES], dtype="int64", name="ids")
+    if as_collection:
+        fields = {f"field_{n}": NUM_ROWS for n in range(NUM_TABLES)}
+        rows = keras.layers.Flatten()(SlipstreamEmbeddingCollection(fields, DIM, name="all")(ids))
+    else:
+        tables = [
+            embedding_of(random_table(NUM_ROWS, DIM, n), name=f"table_{n}")
+            for n in range(NUM_TABLES)
+        ]
+        rows = keras.layers.Concatenate()([t(Column(n)(ids)) for n, t in enumerate(tables)])
+    hidden = keras.layers.Concatenate()([dense, rows])
+    model = keras.Model({"dense": dense, "ids": ids}, keras.layers.Dense(1, name="output")(hidden))
+    model.compile(SlipstreamOptimizer(keras.optimizers.Adam(0.1), policy="aggressive"), loss="mse")
+    return model
+
+
+def batch(seed=0, num=SIZE):
+    random = np.random.default_rng(seed)
+    inputs = {
+        "dense": random.normal(size=[num, 3]).astype(np.float32),
+        "ids": random.integers(0, NUM_ROWS, [num, NUM_TABLES]),
+    }
+    return inputs, random.normal(size=[num, 1]).astype(np.float32)
+
+
+KINDS = ("tables", "collection", "replicas")
+
+
+@functools.cache
+def model_of(kind):
+    """Returns a model of tables, of a collection, or on two replicas, trained a little."""
+    scope = contextlib.nullcontext()
+    if kind == "replicas":
+        reduction = tf.distribute.ReductionToOneDevice()
+        scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction).scope()
+    with scope:
+        model = _model(as_collection=kind == "collection")
+    model.fit(*batch(num=4 * SIZE), batch_size=SIZE, verbose=0)
+    return model
+
+
+def values(model):
+    """Returns the values of all variables, on each replica."""
+    found = []
+    for variable in [*model.weights, *model.optimizer.variables]:
+        variable = _compat.tf_variable(variable)
+        for one in getattr(variable, "values", [variable]):
+            found.append(tf.convert_to_tensor(one).numpy().tobytes())
+    return found
+
+
+def check_refused(model, inputs, labels, expected):
+    """Trains on a batch that must be refused: by this word, and without a change."""
+    before = values(model)
+    try:
+        model.fit(inputs, labels, batch_size=SIZE, verbose=0, shuffle=False)
+    except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+        assert expected in str(error), f"{expected!r} is not in {error}"
+    else:
+        raise AssertionError(f"was not refused: {expected}")
+    assert values(model) == before, f"{expected}: something changed"
+
+
+def try_bad_id(name, place, row, bad):
+    """Trains on a batch with a bad id: in table `place`, of example `row`, so at its replica."""
+    inputs, labels = batch()
+    inputs["ids"][row, place] = bad
+    word = f"field_{place}" if name == "collection" else f"table_{place}"
+    check_refused(model_of(name), inputs, labels, word)
+
+
+def try_bad_number(name, row, bad):
+    """Trains on a batch with a number that is not finite."""
+    for place in ("inputs", "labels"):
+        inputs, labels = batch()
+        if place == "inputs":
+            inputs["dense"][row, 1] = bad
+        else:
+            labels[row] = bad
+        check_refused(model_of(name), inputs, labels, "is NaN or infinite")
+
+
+def trial(seed, folder):
+    """Tries one table of each model, and numbers that are not finite."""
+    del folder
+    for name in KINDS:
+        for bad in (-1, NUM_ROWS, 2**31, -(2**63)):
+            try_bad_id(name, seed % NUM_TABLES, seed * 3 % SIZE, bad)
+        try_bad_number(name, seed % SIZE, (np.nan, np.inf, -np.inf)[seed % 3])
+    return {"batches": 6 * len(KINDS)}

@@ -1,0 +1,84 @@
+"""Trains, saves, publishes and applies deltas, and is killed at a moment that it is told.
+
+`python -m tests.reliability.killed_program FOLDER SECONDS`: the kill comes so long after the first
+step; never with a negative number. Started again it goes on. At the end it prints a hash of all
+that was trained.
+"""
+
+import hashlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+NUM_STEPS, PUBLISHED_EVERY = 24, 4
+
+
+def kill_after(seconds):
+    def kill():
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+def publish(model, folder, number):
+    """Publishes a version, unless that was done before a kill."""
+    from tf_slipstream import export
+    from tf_slipstream.delta.apply import apply_delta
+
+    # Of a version that is published already too: what it applies is part of the training.
+    model.optimizer.settle()
+    version, delta = folder / "models" / str(number), folder / "deltas" / str(number)
+    if number == 1:
+        if not version.exists():
+            export.save_version(model, version)
+        return
+    if not delta.exists():
+        export.save_delta(model, number - 1, delta, version=number)
+    if not version.exists():
+        apply_delta(version.with_name(str(number - 1)), delta, version)
+
+
+def main(folder, seconds):
+    import tensorflow as tf
+
+    from tests.export.click_models import batch, click_model
+    from tests.models import sleepy
+    from tf_slipstream import export
+    from tf_slipstream._compat import keras
+
+    folder = pathlib.Path(folder)
+    for name in ("models", "deltas"):
+        (folder / name).mkdir(exist_ok=True)
+    model = click_model(keras.optimizers.Adam(0.1), num_rows=60)
+    model.optimizer.policy = sleepy()
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=2)
+    manager.restore_or_initialize()
+    # Made with all that is known of it; marks that a kill cut off are refused, or not there.
+    export.DeltaTracker(model, folder / "marks")
+    begin = None
+    for step in range(int(model.optimizer.iterations), NUM_STEPS):
+        model.train_on_batch(*batch(step, num_rows=60))
+        if begin is None:
+            begin = time.monotonic()
+            if seconds >= 0:
+                kill_after(seconds)
+        if step % PUBLISHED_EVERY == 0:
+            publish(model, folder, 1 + step // PUBLISHED_EVERY)
+            manager.save()
+    digest = hashlib.sha256()
+    for variable in [*model.weights, *model.optimizer.variables]:
+        # A mark's number is drawn anew in each run.
+        if "counters" not in variable.name:
+            digest.update(variable.numpy().tobytes())
+    took = 0 if begin is None else time.monotonic() - begin
+    print("took", took, "hash", digest.hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
