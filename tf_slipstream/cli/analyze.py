@@ -94,6 +94,7 @@ def _found(args):
         policies={
             "default": StalenessPolicy(),
             "balanced": StalenessPolicy.balanced(),
+            "auto": StalenessPolicy.auto(),
             "aggressive": StalenessPolicy.aggressive(),
         },
         optimizer=args.optimizer,
