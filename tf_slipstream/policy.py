@@ -55,8 +55,8 @@ class StalenessPolicy:
         updates_per_sleep: A row with `n` updates so far sleeps at most `n / updates_per_sleep`
             batches: the longer it has trained, the less an update changes. At least 1. Where the
             model learns fast, 400 is the careful choice: it saves far less.
-        sleep_growth: Number in [1, 8]. The bound is `(n / updates_per_sleep) ** sleep_growth`: at 2
-            a row sleeps little in a short run and long in a long one.
+        sleep_growth: Number in [1, 8]. The bound is `(n / updates_per_sleep) ** sleep_growth`:
+            above 1 a row sleeps little in a short run and long in a long one.
         max_age: Longest sleep in steps, whatever the row's batches; at least 1.
         skip_below: With `"defer"`, a row whose drift is at most this is skipped until it wakes,
             instead of deferred. 0: never.
@@ -151,10 +151,9 @@ class StalenessPolicy:
     def auto(cls, budget=0.0003, **changes):
         """How long a row may sleep follows from its own updates: short runs stay careful.
 
-        What a row learned last reaches it late when it sleeps. Under a rate of learning of `1 / n`
-        a sleep of `k` batches after `n` updates costs a share of `k / n^2`. So a row sleeps at most
-        `budget n^2 / 2` batches, and at most 32; and none in the first 300 steps, in which the
-        whole model moves. docs/policy_evidence.md has what it saved and cost, beside the presets.
+        A row that has had `n` updates sleeps at most `budget n^3 / 2400` batches, and at most 32:
+        with the default budget it first sleeps after 252 updates, and for 32 batches after 635. The
+        cube and its factor were fitted: docs/policy_evidence.md has what it saved and cost.
 
         Args:
             budget: About the loss of AUC that is none yet, in [1e-6, 0.1].
@@ -165,11 +164,11 @@ class StalenessPolicy:
         """
         if not _is_number(budget) or not 1e-6 <= budget <= 0.1:
             raise ValueError(f"`budget` must be a number in [1e-6, 0.1], got {budget!r}.")
-        age = math.ceil(math.sqrt(2 / budget))
-        # A row may sleep 2 batches from sqrt(2) age on, and is judged when it has had a window.
-        first = math.ceil(math.sqrt(2) * age)
-        values = {"min_updates": max(1, first - cls.window), "max_sleep": 32, "warm_up": 300}
-        return cls(**{"updates_per_sleep": age, "sleep_growth": 2.0} | values | changes)
+        age = math.ceil((2400 / budget) ** (1 / 3))
+        # A row may sleep 2 batches from here on, and is judged when it has had a window.
+        first = math.ceil(2 ** (1 / 3) * age)
+        values = {"min_updates": max(1, first - cls.window), "max_sleep": 32}
+        return cls(**{"updates_per_sleep": age, "sleep_growth": 3.0} | values | changes)
 
     def numbers(self, correlation):
         """Returns what the native library gets of it: a dict from a field's name to a number.

@@ -110,17 +110,17 @@ def test_a_preset_takes_changes(name):
     assert changed == dataclasses.replace(preset, window=3, max_sleep=200)
 
 
-def test_auto_lets_a_row_sleep_by_the_square_of_its_updates():
+def test_auto_lets_a_row_sleep_by_the_cube_of_its_updates():
     for budget in (1e-6, 1e-4, 3e-4, 1e-3, 0.1):
         policy = StalenessPolicy.auto(budget)
-        assert policy.sleep_growth == 2 and policy.max_sleep == 32
+        assert policy.sleep_growth == 3 and policy.max_sleep == 32
         # What its docstring promises, but for rounding to whole updates.
         age = policy.updates_per_sleep
-        assert (1 / age) ** 2 <= budget / 2 < (1 / (age - 1)) ** 2
+        assert age**3 >= 2400 / budget * (1 - 1e-9) > (age - 1) ** 3
         # Rows are looked at just in time for a first sleep of two batches.
         first = policy.min_updates + policy.window
-        assert (first / policy.updates_per_sleep) ** 2 >= 2
-        assert policy.min_updates == 1 or ((first - 1) / policy.updates_per_sleep) ** 2 < 2
+        assert (first / age) ** 3 >= 2
+        assert policy.min_updates == 1 or ((first - 1) / age) ** 3 < 2
     changed = StalenessPolicy.auto(max_sleep=8, warm_up=5)
     assert (changed.max_sleep, changed.warm_up) == (8, 5)
 
