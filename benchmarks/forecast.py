@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from parity import BATCH_SIZES
 from quality import configurations, results, runs
-from quality.data_sets import DATA_SETS
+from quality.data_sets import DATA_SETS, SYNTHETIC
 from quality.rates import RATES
 
 from tf_slipstream.analysis.popularity import Popularity
@@ -96,7 +96,7 @@ def forecast(data_set, name, optimizer, texts):
 def train(args, data_set, name, optimizer, text):
     """Returns shares of lookups and of row updates that a run of training deferred."""
     configuration = configurations.parse(text)
-    is_synthetic = name in ("long_tail", "synthetic", "changing", "seasonal", "trending")
+    is_synthetic = name in SYNTHETIC
     settings = {
         "data": name,
         "examples": args.examples if is_synthetic else None,

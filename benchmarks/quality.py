@@ -19,7 +19,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from quality import configurations, results, runs, training
-from quality.data_sets import DATA_SETS, for_tuning
+from quality.data_sets import DATA_SETS, SYNTHETIC, for_tuning
 from quality.rates import RATES
 
 DEFAULT_CONFIGURATIONS = (
@@ -83,7 +83,7 @@ def main():
 
 def settings_of(args, data, optimizer, rate, seed, configuration):
     """Returns all that decides about a run's result."""
-    is_synthetic = data in ("synthetic", "changing", "seasonal", "trending")
+    is_synthetic = data in SYNTHETIC
     # Files from before there were these settings are not to be run again.
     later = {"click_rate": args.click_rate} if is_synthetic and args.click_rate else {}
     later |= {"tuning": True} if args.tune else {}

@@ -40,7 +40,7 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
             around the `SlipstreamOptimizer`.
         policy: When rows of tables whose layer says `policy="default"` are stale: a
             `StalenessPolicy`, the name of a preset (`"conservative"`, which is `"default"`,
-            `"balanced"`, `"aggressive"`), or None: never.
+            `"balanced"`, `"aggressive"`, `"auto"`), or None: never.
         table_optimizer: An optimizer like `inner`, whose rule, learning rate, weight decay and
             clipping tables have instead; None: `inner`'s. Steps are counted by `inner` alone.
         name: String.

@@ -6,6 +6,8 @@ import math
 ON_STALE = ("defer", "skip")
 # The largest integers that cross into the native library exactly, and that it counts batches in.
 _MOST, _MOST_BATCHES = 2**53, 2**31 - 1
+# The largest count of updates to its power is a float64.
+_MAX_GROWTH = 8
 DRIFT_METRICS = ("coherence", "relative_l2", "l2", "mean_abs", "loss")
 
 
@@ -55,6 +57,8 @@ class StalenessPolicy:
         updates_per_sleep: A row with `n` updates so far sleeps at most `n / updates_per_sleep`
             batches: the longer it has trained, the less an update changes. At least 1. Where the
             model learns fast, 400 is the careful choice: it saves far less.
+        sleep_growth: Number in [1, 8]. The bound is `(n / updates_per_sleep) ** sleep_growth`:
+            above 1 a row sleeps little in a short run and long in a long one.
         max_age: Longest sleep in steps, whatever the row's batches; at least 1.
         skip_below: With `"defer"`, a row whose drift is at most this is skipped until it wakes,
             instead of deferred. 0: never.
@@ -80,6 +84,7 @@ class StalenessPolicy:
     first_sleep: int = 2
     max_sleep: int = 8
     updates_per_sleep: int = 125
+    sleep_growth: float = 1.0
     max_age: int = 10_000
     skip_below: float = 0.0
     refresh_every: int = 10_000
@@ -108,6 +113,9 @@ class StalenessPolicy:
             value = getattr(self, name)
             is_good = value is None and name == "threshold" or _is_number(value) and value >= 0
             self._check(is_good, name, "a finite number >= 0")
+        growth = self.sleep_growth
+        is_growth = _is_number(growth) and 1 <= growth <= _MAX_GROWTH
+        self._check(is_growth, "sleep_growth", f"a number in [1, {_MAX_GROWTH}]")
         for name in ("target_skip", "popular_share"):
             value = getattr(self, name)
             is_none = value is None and name == "target_skip"
@@ -145,6 +153,29 @@ class StalenessPolicy:
         values = {"min_updates": 20, "max_sleep": 16, "updates_per_sleep": 10}
         return cls(**values | changes)
 
+    @classmethod
+    def auto(cls, budget=0.0003, **changes):
+        """How long a row may sleep follows from its own updates: short runs stay careful.
+
+        A row that has had `n` updates sleeps at most `budget n^3 / 2400` batches, and at most 32:
+        with the default budget it first sleeps after 252 updates, and for 32 batches after 635. The
+        cube and its factor were fitted: docs/evidence/sleeping_rows.md has what it saved and cost.
+
+        Args:
+            budget: About the loss of AUC that is none yet, in [1e-6, 0.1].
+            changes: Other settings.
+
+        Raises:
+            ValueError: For a budget outside its range, or as the class.
+        """
+        if not _is_number(budget) or not 1e-6 <= budget <= 0.1:
+            raise ValueError(f"`budget` must be a number in [1e-6, 0.1], got {budget!r}.")
+        age = math.ceil((2400 / budget) ** (1 / 3))
+        # A row may sleep 2 batches from here on, and is judged when it has had a window.
+        first = math.ceil(2 ** (1 / 3) * age)
+        values = {"min_updates": max(1, first - cls.window), "max_sleep": 32}
+        return cls(**{"updates_per_sleep": age, "sleep_growth": 3.0} | values | changes)
+
     def numbers(self, correlation):
         """Returns what the native library gets of it: a dict from a field's name to a number.
 
@@ -169,7 +200,7 @@ class StalenessPolicy:
 
 
 # "default" is the first.
-PRESETS = ("conservative", "balanced", "aggressive")
+PRESETS = ("conservative", "balanced", "aggressive", "auto")
 
 
 def as_policy(policy, also=()):

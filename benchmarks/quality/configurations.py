@@ -17,6 +17,7 @@ A configuration is one of
   none                      ours, no skipping
   default, balanced, ...    a preset
   balanced,window=16        a preset with changes, or changes alone: field=value,...
+  auto,budget=0.001         the policy that tunes itself, with a budget and changes
   random_rows=0.3           each row of a step is left out with this probability
   frozen_after=300          a row is frozen for ever after so many updates
   fixed=8,min_updates=100   every popular row is updated once in 8 batches, whatever its drift
@@ -93,12 +94,13 @@ def parse(text):
         return Configuration(text, **{key: _value(value)})
     if first in (*PRESETS, "default"):
         preset = "conservative" if first == "default" else first
-        return Configuration(text, getattr(StalenessPolicy, preset)(**_changes(rest)))
+        more = ("budget",) if preset == "auto" else ()
+        return Configuration(text, getattr(StalenessPolicy, preset)(**_changes(rest, more)))
     return Configuration(text, StalenessPolicy(**_changes([first, *rest])))
 
 
-def _changes(texts):
-    fields = {field.name for field in dataclasses.fields(StalenessPolicy)}
+def _changes(texts, more=()):
+    fields = {field.name for field in dataclasses.fields(StalenessPolicy)} | {*more}
     pairs = [text.split("=", 1) for text in texts]
     unknown = [pair[0] for pair in pairs if len(pair) < 2 or pair[0] not in fields]
     if unknown:

@@ -80,20 +80,21 @@ def criteo80k(args):
     )
 
 
-def synthetic(args, changes=False, **moves):
+def synthetic(args, changes=False, drifts=False, **moves):
     num_train, num_test = args.examples, args.test_examples
     change = num_train // 2 if changes else None
     log = slipstream.data.SyntheticClickLog(
         cardinalities=args.cardinalities or CARDINALITIES,
         num_dense=NUM_DENSE,
         click_rate=getattr(args, "click_rate", None) or 0.25,
-        change_after=change,
+        change_after=0 if drifts else change,
+        change_over=num_train if drifts else 0,
         **moves,
     )
     train, test = _read(log, 0, num_train), _read(log, num_train, num_test)
 
     def epoch(seed, number):
-        if moves:
+        if moves or drifts:
             return train, _order_in_stretches(num_train, seed, number)
         # Examples are independent, so their order may change by blocks, which are read faster.
         parts = [(0, num_train)] if change is None else [(0, change), (change, num_train)]
@@ -127,6 +128,11 @@ def seasonal(args):
 def trending(args):
     """The synthetic log whose ids come and go, one in ten while it is trained on."""
     return synthetic(args, trend_period=10 * args.examples)
+
+
+def drifting(args):
+    """The synthetic log, whose teacher becomes another one little by little, over all of it."""
+    return synthetic(args, drifts=True)
 
 
 def gowalla(args):
@@ -193,6 +199,8 @@ def diginetica(args, num_previous=3, window=10_000):
     )
 
 
+# Made by `SyntheticClickLog`, in the sizes of the command line.
+SYNTHETIC = ("long_tail", "synthetic", "changing", "seasonal", "trending", "drifting")
 DATA_SETS = {
     "long_tail": long_tail,
     "criteo80k": criteo80k,
@@ -202,6 +210,7 @@ DATA_SETS = {
     "changing": changing,
     "seasonal": seasonal,
     "trending": trending,
+    "drifting": drifting,
 }
 
 

@@ -94,4 +94,5 @@ RATES = {
     "changing": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
     "seasonal": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
     "trending": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
+    "drifting": {"adam": 2e-3, "adagrad": 0.05, "sgd": 0.3},
 }

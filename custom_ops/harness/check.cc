@@ -44,6 +44,7 @@ std::vector<double> Policy(bool skips, DriftMetric metric, double threshold, dou
           2,
           8,
           1,
+          1,
           20,
           skip_below,
           refresh_every,

@@ -201,7 +201,7 @@ void TimeSleep(int64_t divisor, gpu::Report* report) {
   const BatchData<int64_t> batch = {ZipfIds(num_rows, num_lookups, 1.1),
                                     std::vector<float>(num_lookups * dim, 0.5f)};
   // No row becomes popular, and those that are do not wake.
-  const std::vector<double> policy = {1, 2e9, 8, 8, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1e15, 0};
+  const std::vector<double> policy = {1, 2e9, 8, 8, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 1e15, 0};
   const char* const kinds[] = {"nothing asleep", "skipped", "deferred"};
   std::printf("500,000 lookups of 1,000,000 x 64, Adagrad, a policy:\n");
   double milliseconds[3];

@@ -62,6 +62,7 @@ namespace slipstream {
   FIELD(int64_t, first_sleep)           \
   FIELD(int64_t, max_sleep)             \
   FIELD(int64_t, updates_per_sleep)     \
+  FIELD(double, sleep_growth)           \
   FIELD(int64_t, max_age)               \
   FIELD(double, skip_below)             \
   FIELD(int64_t, refresh_every)         \

@@ -229,8 +229,11 @@ SLIPSTREAM_HOST_DEVICE inline int64_t SleepSteps(int64_t num_batches, int64_t cy
 // The longest sleep that a row may have now, in batches.
 SLIPSTREAM_HOST_DEVICE inline int64_t SleepLimit(const PolicySettings& policy,
                                                  const PolicyState& state, const PoolEntry& entry) {
-  const int64_t longest = static_cast<int64_t>(std::floor(policy.max_sleep * state.strictness));
-  return std::max<int64_t>(1, std::min(longest, entry.num_updates / policy.updates_per_sleep));
+  const double longest = std::floor(policy.max_sleep * state.strictness);
+  const double age = static_cast<double>(entry.num_updates) / policy.updates_per_sleep;
+  // No bit of a whole number is lost: both of the quotient are below 2^31.
+  const double grown = policy.sleep_growth == 1 ? age : std::pow(age, policy.sleep_growth);
+  return std::max<int64_t>(1, static_cast<int64_t>(std::min(longest, grown)));
 }
 
 // Whether a row that sleeps overshoots, and swings back: its path is long, and leads nowhere.

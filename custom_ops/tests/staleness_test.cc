@@ -143,12 +143,12 @@ void TestStaleness() {
   for (int metric = 0; metric < 5; ++metric) {
     const double m = metric;
     // on_stale, min_updates, window, probe, metric, target_skip, max_threshold, min_drift,
-    // first_sleep, max_sleep, updates_per_sleep, max_age, skip_below, refresh_every, warm_up,
-    // correlation
-    TestPolicy("adagrad", {1e-3}, 3, {0, 5, 3, 2, m, 0, 3, 0.5, 2, 8, 2, 99, 0, 31, 4, 0});
+    // first_sleep, max_sleep, updates_per_sleep, sleep_growth, max_age, skip_below, refresh_every,
+    // warm_up, correlation
+    TestPolicy("adagrad", {1e-3}, 3, {0, 5, 3, 2, m, 0, 3, 0.5, 2, 8, 2, 1, 99, 0, 31, 4, 0});
     TestPolicy("adam", {0.75, 0.875, 1e-3, 0}, 17,
-               {0, 5, 3, 2, m, 0.3, 3, 0.5, 2, 8, 2, 99, 0.01, 0, 0, 0.75});
-    TestPolicy("sgd", {}, 1, {1, 5, 3, 2, m, 0, 3, 0.5, 2, 8, 2, 99, 0, 31, 0, 0});
+               {0, 5, 3, 2, m, 0.3, 3, 0.5, 2, 8, 2, 2, 99, 0.01, 0, 0, 0.75});
+    TestPolicy("sgd", {}, 1, {1, 5, 3, 2, m, 0, 3, 0.5, 2, 8, 2, 1, 99, 0, 31, 0, 0});
   }
 }
 

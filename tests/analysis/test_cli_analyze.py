@@ -1,15 +1,19 @@
 """Checks what `tf-slipstream analyze` prints and writes, and what it refuses."""
 
+import concurrent.futures
 import errno
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from tf_slipstream.analysis.report_page import page
 from tf_slipstream.cli import main
+from tf_slipstream.cli.failures import sentence_of
 
 NUM = 30_000
 
@@ -67,7 +71,7 @@ def test_the_page_has_the_numbers_and_nothing_from_elsewhere(log, capsys, tmp_pa
 def test_a_page_that_cannot_be_written_leaves_nothing(log, capsys, tmp_path):
     path = tmp_path / "no" / "report.html"
     assert main(["analyze", str(log), "--html", str(path)]) == 1
-    assert "report.html" in capsys.readouterr().err
+    assert "Make it first" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -79,7 +83,7 @@ def test_a_full_disk_gets_a_sentence_and_leaves_what_was_there(log, capsys, monk
     path.write_text("before")
     monkeypatch.setattr(os, "fsync", full)
     assert main(["analyze", str(log), "--html", str(path)]) == 1
-    assert f"No space left on device: '{path}'" in capsys.readouterr().err
+    assert f"no space is left for {path}. Free some" in capsys.readouterr().err
     assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"report.html": "before"}
 
 
@@ -89,6 +93,28 @@ def test_a_page_follows_no_link_that_waits_beside_it(log, capsys, tmp_path):
     (tmp_path / "report.html.part").symlink_to("others")
     assert main(["analyze", str(log), "--html", str(path)]) == 0
     assert (tmp_path / "others").read_text() == "kept" and path.stat().st_size > 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
+def test_output_that_cannot_be_printed_gets_a_sentence(log):
+    program = [sys.executable, "-m", "tf_slipstream.cli", "analyze", str(log)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "tf-slipstream analyze: error: no space is left for the output."
+    )
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_pipe_is_written_to_and_not_replaced(log, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        analyze(capsys, log, "--html", pipe)
+        assert read.result(timeout=60).startswith("<!doctype html>")
+    assert pipe.is_fifo()
 
 
 def test_one_machine_needs_no_policy(log, capsys):
@@ -116,6 +142,7 @@ def test_the_dense_part_decides_whether_bytes_do(log, capsys):
         (["--batch-size", "0"], "--batch-size to be from 1"),
         (["--bandwidth", "0"], "--bandwidth to be above 0"),
         (["--workers", "0"], "--workers to be at least 1"),
+        (["--fields", "user,user"], "names a column twice"),
         (["--label", "user"], ""),
     ],
 )
@@ -127,4 +154,36 @@ def test_wrong_wishes_get_a_sentence(arguments, message, log, capsys):
 
 def test_no_such_file_gets_a_sentence(capsys):
     assert main(["analyze", "no such file"]) == 1
-    assert "no such file" in capsys.readouterr().err
+    assert "There is no no such file; expected a log: text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty. Pass a log"),
+        (b"user,item\n", "The log has no examples"),
+        (b"\x01\x02\x03\x04 1,2\n", "neither text nor parquet"),
+        (b"PAR1 and no more", "is parquet that is cut off"),
+        (b"user,item\n1,2\n3\n", "line 3"),
+        (b"\x1f\x8b cut off", "gzipped text that is cut off"),
+    ],
+)
+def test_a_bad_file_gets_a_sentence(content, message, tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    assert main(["analyze", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Errno" not in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "number, message",
+    [
+        (errno.EACCES, "a.csv may not be read or written. Change its permissions"),
+        (errno.ENOSPC, "no space is left for a.csv. Free some"),
+        (errno.EIO, "the disk failed at a.csv. Copy"),
+        (errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
+    ],
+)
+def test_what_the_system_refuses_gets_a_sentence(number, message):
+    assert message in sentence_of(OSError(number, os.strerror(number), "a.csv"))

@@ -28,6 +28,7 @@ POLICIES = {
     "window": StalenessPolicy(**AT_REST, **{**EARLY, "window": 5, "max_sleep": 16}),
     "max_age": StalenessPolicy(**AT_REST, **EARLY, max_age=3),
     "warm_up": StalenessPolicy(**AT_REST, **EARLY, warm_up=50, first_sleep=4),
+    "growth": StalenessPolicy(**AT_REST, **EARLY, sleep_growth=1.5),
     "skip_below": StalenessPolicy(**AT_REST, **EARLY, skip_below=1e30),
     "skip": StalenessPolicy(**AT_REST, **EARLY, on_stale="skip", probe=2),
 }
@@ -148,7 +149,7 @@ def test_it_is_exact_for_training_with_every_row_at_rest():
         assert found["most_row_updates_deferred"] == share
 
 
-@pytest.mark.parametrize("name", ["conservative", "aggressive"])
+@pytest.mark.parametrize("name", ["conservative", "aggressive", "auto"])
 @pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
 def test_it_is_within_a_tenth_of_what_training_does(optimizer, name):
     ids, labels = click_log(64 * 1000)

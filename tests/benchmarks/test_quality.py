@@ -53,6 +53,7 @@ def test_a_configuration_is_a_preset_changes_or_a_control(quality):
     assert parse("none").policy is None and parse("none").family == "none"
     assert parse("default").policy == StalenessPolicy()
     assert parse("balanced,window=9").policy == StalenessPolicy.balanced(window=9)
+    assert parse("auto,budget=0.001,window=9").policy == StalenessPolicy.auto(0.001, window=9)
     changed = parse("on_stale=skip,threshold=0.5")
     assert changed.policy == StalenessPolicy(on_stale="skip", threshold=0.5)
     assert changed.family == "skip"
@@ -69,7 +70,7 @@ def test_a_configuration_is_a_preset_changes_or_a_control(quality):
 
 
 @pytest.mark.parametrize(
-    "text", ["nothing", "default,windw=3", "none,window=3", "random_rows=1,x=2"]
+    "text", ["nothing", "default,windw=3", "default,budget=1", "none,window=3", "random_rows=1,x=2"]
 )
 def test_what_is_no_configuration_is_refused(quality, text):
     with pytest.raises(ValueError, match="Expected field=value"):

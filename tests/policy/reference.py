@@ -245,7 +245,8 @@ class PolicyTable(ReferenceTable):
     def _longest(self, entry):
         """Returns the limit of a sleep, in batches."""
         longest = math.floor(self.policy.max_sleep * self.strictness)
-        return max(1, min(longest, entry.num_updates // self.policy.updates_per_sleep))
+        grown = (entry.num_updates / self.policy.updates_per_sleep) ** self.policy.sleep_growth
+        return max(1, min(longest, math.floor(grown)))
 
     def _apply(self, entry, total, num_batches, learning_rate):
         before = self.values[entry.row].copy()

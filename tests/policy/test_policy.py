@@ -21,7 +21,7 @@ INTEGERS = {
     "refresh_every": 0,
     "warm_up": 0,
 }
-PRESETS = ("conservative", "balanced", "aggressive")
+PRESETS = ("conservative", "balanced", "aggressive", "auto")
 MADE = {
     "default": StalenessPolicy(),
     **{name: getattr(StalenessPolicy, name)() for name in PRESETS},
@@ -108,6 +108,35 @@ def test_a_preset_takes_changes(name):
     changed = getattr(StalenessPolicy, name)(window=3, max_sleep=200)
     preset = getattr(StalenessPolicy, name)()
     assert changed == dataclasses.replace(preset, window=3, max_sleep=200)
+
+
+def test_auto_lets_a_row_sleep_by_the_cube_of_its_updates():
+    for budget in (1e-6, 1e-4, 3e-4, 1e-3, 0.1):
+        policy = StalenessPolicy.auto(budget)
+        assert policy.sleep_growth == 3 and policy.max_sleep == 32
+        # What its docstring promises, but for rounding to whole updates.
+        age = policy.updates_per_sleep
+        assert age**3 >= 2400 / budget * (1 - 1e-9) > (age - 1) ** 3
+        # Rows are looked at just in time for a first sleep of two batches.
+        first = policy.min_updates + policy.window
+        assert (first / age) ** 3 >= 2
+        assert policy.min_updates == 1 or ((first - 1) / age) ** 3 < 2
+    changed = StalenessPolicy.auto(max_sleep=8, warm_up=5)
+    assert (changed.max_sleep, changed.warm_up) == (8, 5)
+
+
+@pytest.mark.parametrize("budget", [0, -1e-4, 1e-7, 0.2, math.nan, math.inf, "0.001", None, True])
+def test_auto_refuses_what_is_no_budget(budget):
+    with pytest.raises(ValueError, match=r"`budget` must be a number in \[1e-6, 0.1\], got"):
+        StalenessPolicy.auto(budget)
+
+
+def test_the_growth_of_sleeps_is_a_number_in_its_range():
+    for value in (1, 1.0, 1.5, 8):
+        assert StalenessPolicy(sleep_growth=value).sleep_growth == value
+    for value in (0, 0.99, 8.1, math.inf, math.nan, "2", True, None):
+        with pytest.raises(ValueError, match=r"`sleep_growth` must be a number in \[1, 8\], got"):
+            StalenessPolicy(sleep_growth=value)
 
 
 @all_made

@@ -91,6 +91,16 @@ class TestSchedule:
         # Judged at 3 and 5: 3 // 3 = 1 and 5 // 3 = 1 allow no sleep; at 7: 2, at 10: 3.
         assert steps_that_change_row(product, 17)[4:] == steps
 
+    def test_the_limit_grows_with_a_power_of_the_rows_updates(self):
+        changes = {"updates_per_sleep": 4, "max_sleep": 16, "sleep_growth": 2.0}
+        product = product_of(always_at_rest(**changes))
+        # Judged at 3 and 5: (5 / 4)^2 allows 1; at 7: 3.06, and 2 is twice 1; at 10: 6.25, and 4.
+        steps = steps_that_change_row(product, 30)
+        periods = np.diff(steps)
+        assert [*periods[:6]] == [1] * 6 and periods.max() > 4
+        linear = product_of(always_at_rest(**changes | {"sleep_growth": 1.0}))
+        assert len(steps) < len(steps_that_change_row(linear, 30))
+
     def test_no_row_becomes_popular_during_warm_up(self):
         product = product_of(always_at_rest(warm_up=10))
         # Popular with step 11, judged at 13 with 13 updates.

@@ -182,6 +182,7 @@ def drawn_policies(draw, **changes):
         "first_sleep": first_sleep,
         "max_sleep": draw(st.integers(first_sleep, 9)),
         "updates_per_sleep": draw(st.integers(1, 4)),
+        "sleep_growth": draw(st.sampled_from([1.0, 1.0, 1.5, 2.0])),
         "max_age": draw(st.sampled_from([2, 10_000])),
         "min_drift": draw(st.sampled_from([0.0, threshold / 4])),
         "skip_below": draw(st.sampled_from([0.0, 0.0, threshold / 2])),

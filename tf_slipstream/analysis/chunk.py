@@ -56,7 +56,7 @@ def choose_columns(path, names, id_names, fields, label, time):
         label, time: Names that were asked for, or None; a label is then found by its name.
 
     Raises:
-        LogError: If a name is not there.
+        LogError: If a name is not there, or twice.
     """
     wanted = [*(fields or ()), *filter(None, (label, time))]
     missing = [name for name in wanted if name not in names]
@@ -65,6 +65,8 @@ def choose_columns(path, names, id_names, fields, label, time):
             f"{path} has no column {', '.join(map(repr, missing))}. It has: "
             f"{_listed(names)}. Change --fields, --label or --time."
         )
+    if len(set(fields or ())) < len(fields or ()):
+        raise LogError(f"--fields names a column twice: {', '.join(fields)}. Name each once.")
     if label is None:
         label = next((name for name in names if name.lower() in LABELS), None)
         label = None if label in (fields or ()) else label

@@ -4,7 +4,10 @@ import pathlib
 
 from tf_slipstream.analysis.chunk import LogError
 
-_PARQUET_MAGIC = b"PAR1"
+_PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+# That no text has.
+_CONTROLS = bytes(range(9))
+_HEAD_BYTES = 4096
 _RECORD_SUFFIXES = (".tfrecord", ".tfrecords", ".tfr")
 
 
@@ -22,18 +25,23 @@ def open_log(path, fields=None, label=None, time=None):
         An object with `columns`, a `Columns`, and `chunks()`, which yields `Chunk`s.
 
     Raises:
-        LogError: If it cannot be read, is empty, or lacks a column.
+        LogError: If it is not there, cannot be understood, is empty, or lacks a column.
         ImportError: For parquet without pyarrow.
-        OSError: If there is no such file, or it may not be read.
+        OSError: If it may not be read.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise LogError(
+            f"There is no {path}; expected a log: text, parquet, or TFRecords named .tfrecord. "
+            "Check the path."
+        )
     if path.is_dir():
         raise LogError(f"{path} is a folder. Pass one of the files in it.")
     with path.open("rb") as stream:
-        head = stream.read(4)
+        head = stream.read(_HEAD_BYTES)
     if not head:
         raise LogError(f"{path} is empty. Pass a log with examples.")
-    if head == _PARQUET_MAGIC:
+    if head.startswith(_PARQUET_MAGIC):
         from tf_slipstream.analysis.parquet_log import ParquetLog
 
         return ParquetLog(path, fields, label, time)
@@ -43,7 +51,7 @@ def open_log(path, fields=None, label=None, time=None):
         return RecordLog(path, fields, label, time)
     from tf_slipstream.analysis.text_log import TextLog
 
-    if b"\x00" in head and not head.startswith(b"\x1f\x8b"):
+    if not head.startswith(_GZIP_MAGIC) and not set(_CONTROLS).isdisjoint(head):
         raise LogError(
             f"{path} is neither text nor parquet. Convert it; TFRecords need a name that ends with "
             ".tfrecord."

@@ -143,7 +143,8 @@ class Popularity:
         is_counted = ~slept | (is_skipped == 0) if not skips else np.ones(len(slots), bool)
         k = np.maximum(1, np.where(is_counted, held + 1, period))
         num_updates, window = num_updates + 1, window + 1
-        limit = np.maximum(1, np.minimum(policy.max_sleep, num_updates // policy.updates_per_sleep))
+        grown = (num_updates / policy.updates_per_sleep) ** policy.sleep_growth
+        limit = np.maximum(1, np.minimum(policy.max_sleep, grown).astype(np.int64))
         num_judged = np.where(skips & (is_skipped > 0), policy.probe, policy.window)
         is_judged = window >= num_judged
         at_rest = np.ones(len(slots), bool)

@@ -27,7 +27,8 @@ def page(found, command, language="en"):
         "<h2>What would wait</h2>",
         paragraph(
             "Share of lookups whose gradient is held until its row wakes: as expected of a trained "
-            "model, and at most, with every row at rest.",
+            "model, and at most, with every row at rest. An id with much of a field's lookups, "
+            "padding say, may wait less than expected.",
             "soft",
         ),
         _policies_plot(found),

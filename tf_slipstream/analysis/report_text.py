@@ -27,6 +27,7 @@ def lines(found):
     yield ""
     yield "  Wait: share of lookups / row updates deferred, as expected of a trained model;"
     yield "  at most: with every row at rest. Bytes: of a step, to and from servers."
+    yield "  An id with much of a field's lookups, padding say, may wait less than that."
     memory = found["costs"]["memory"]
     yield ""
     yield "Memory, MB: " + ", ".join(f"{name} {num / 1e6:,.1f}" for name, num in memory.items())

@@ -20,7 +20,7 @@ def bars(rows, names, share_format="{:.0%}"):
     parts = [_begin(height, "bars: " + ", ".join(names))]
     for place, (label, shares) in enumerate(rows):
         top = place * group + 4
-        middle = top + (group - 6) / 2 + 4
+        middle = top + (thin * len(names) - 2) / 2 + 4
         parts.append(_text(_LEFT - 8, middle, label, "end"))
         for number, share in enumerate(shares):
             y = top + number * thin

@@ -27,8 +27,8 @@ class SlipstreamMonitor(_compat.keras.callbacks.Callback):
 
     - since training began: `num_lookups`, `num_row_updates`, those of them deferred and skipped;
     - since the reading before: `deferred_lookups_share`, `skipped_lookups_share`,
-      `deferred_row_updates_share`, `skipped_row_updates_share`, and about how many sleeps ended,
-      `wakes_schedule`, `wakes_batches` (held as many batches as the sleep was for),
+      `deferred_row_updates_share`, `skipped_row_updates_share`, and about how many sleeps ended
+      (an estimate), `wakes_schedule`, `wakes_batches` (held as many batches as the sleep was for),
       `wakes_max_age`, `wakes_refresh`, `wakes_learning_rate` and `wakes_asked` (`wake_all`, a
       `SkipGuard`);
     - now: `rows_asleep`, `rows_popular`, `threshold`, `strictness`, `refused_steps`,
@@ -282,7 +282,7 @@ class SlipstreamMonitor(_compat.keras.callbacks.Callback):
                     add = families.counter if kind == "counter" else families.gauge
                     add(metric, help_text, numbers[what], table=name, **labels)
             for cause, num in self._wakes[name].items():
-                help_text = "About how many sleeps have ended."
+                help_text = "About how many sleeps have ended: estimated, no step counts them."
                 families.counter("slipstream_wakes", help_text, num, table=name, cause=cause)
             popular = reading.popular
             if popular is not None:

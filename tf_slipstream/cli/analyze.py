@@ -7,7 +7,7 @@ import shlex
 
 from tf_slipstream.cli.printed import printable
 from tf_slipstream.cli.progress import Progress
-from tf_slipstream.cli.written import write_text
+from tf_slipstream.cli.written import check_can_write, write_text
 
 _DESCRIPTION = """\
 Says what a log holds for training on it: how uneven its ids are, how that changes over time, what a
@@ -86,6 +86,7 @@ def _found(args):
     from tf_slipstream.policy import StalenessPolicy
 
     _check(args)
+    check_can_write(args.html)
     fields = None if args.fields is None else [f.strip() for f in args.fields.split(",")]
     log = open_log(args.path, fields, args.label, args.time)
     options = Options(
@@ -93,6 +94,7 @@ def _found(args):
         policies={
             "default": StalenessPolicy(),
             "balanced": StalenessPolicy.balanced(),
+            "auto": StalenessPolicy.auto(),
             "aggressive": StalenessPolicy.aggressive(),
         },
         optimizer=args.optimizer,

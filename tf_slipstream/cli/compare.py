@@ -6,17 +6,25 @@ import shlex
 import textwrap
 
 from tf_slipstream.cli.printed import printable
-from tf_slipstream.cli.written import write_text
+from tf_slipstream.cli.written import check_can_write, write_text
 
 _DESCRIPTION = """\
 Says whether trained configurations are as good as a baseline, with how sure that is, and what their
 time is worth. Runs are those that slipstream.Experiment saved: the same test examples, the same
-seeds.
+seeds. Or it trains them first, one after the other, each in a process of its own: --train names a
+Python file with two functions,
+
+  train(name, seed)   trains the configuration of that name; what it returns goes to
+  test(trained)       which returns labels and scores of the test examples, or a dict of what
+                      Run.save takes
+
+Only train is timed. Runs that RUNS has already are not done again.
 """
 
 _EPILOG = """\
-example:
+examples:
   tf-slipstream compare runs --baseline none --by country --price-per-hour 3 --runs-per-day 4
+  tf-slipstream compare runs --baseline none --train job.py --configurations none default --seeds 3
 """
 
 
@@ -32,6 +40,9 @@ def add_to(subparsers):
     add = parser.add_argument
     add("folder", metavar="RUNS", help="folder of saved runs")
     add("--baseline", required=True, metavar="NAME", help="configuration to compare with")
+    add("--train", metavar="FILE", help="Python file: train what RUNS lacks first")
+    add("--configurations", nargs="+", metavar="NAME", help="to train; the baseline is one")
+    add("--seeds", type=int, metavar="N", help="to train with, 0 to N - 1; 3")
     add("--margin", type=float, default=0.001, help="loss of AUC that is none yet; 0.001")
     add("--by", metavar="COLUMN", help="the same for each group")
     add("--price-per-hour", type=float, metavar="MONEY", help="of training")
@@ -50,6 +61,14 @@ def _run(args):
 
     if not args.margin > 0:
         raise ValueError(f"expected --margin to be above 0; got {args.margin}")
+    _check_training(args)
+    check_can_write(args.html)
+    check_can_write(args.markdown)
+    if args.train:
+        from tf_slipstream.comparison.training import train_runs
+
+        seeds = range(3 if args.seeds is None else args.seeds)
+        train_runs(args.folder, args.train, args.configurations, seeds)
     found = compare(
         load_runs(args.folder),
         args.baseline,
@@ -73,3 +92,19 @@ def _run(args):
             print(printable(part))
     for path in filter(None, (args.html, args.markdown)):
         print(f"\nThe report is {printable(path)}.")
+
+
+def _check_training(args):
+    """Refuses arguments of training that do not fit together."""
+    if not args.train:
+        if args.configurations or args.seeds is not None:
+            raise ValueError("--configurations and --seeds are for --train, which is missing")
+        return
+    names = args.configurations or []
+    if len(set(names)) < 2 or args.baseline not in names:
+        raise ValueError(
+            f"expected --configurations with {args.baseline!r}, the baseline, and at least one "
+            f"other; got {' '.join(names) or 'none'}"
+        )
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"expected --seeds to be at least 1; got {args.seeds}")

@@ -1,10 +1,13 @@
 """Parses the command line; turns failures into one line and an exit code."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 
 from tf_slipstream.cli import analyze, apply_delta, compare, inspect
+from tf_slipstream.cli.failures import sentence_of
 from tf_slipstream.cli.printed import printable
 from tf_slipstream.delta.errors import ExportError
 
@@ -32,19 +35,29 @@ def main(argv=None):
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args.run(args)
+        # Else a full disk would be noticed at exit alone, and by Python.
+        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain of it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_output()
         return _DONE
     except KeyboardInterrupt:
         return _failed(args, "interrupted; nothing was made")
     except (ExportError, ImportError, OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            _drop_output()
         return _failed(args, error)
     return _DONE
 
 
+def _drop_output():
+    """Lets go of what could not be printed: Python would complain of it again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(args, reason):
-    line = printable(" ".join(str(reason).split()))
+    line = printable(sentence_of(reason))
     print(f"tf-slipstream {args.command}: error: {line}", file=sys.stderr)
     return _FAILED
 

@@ -28,6 +28,11 @@ def load_runs(folder):
         RunsError: If there are none, one is damaged, or they are of different test examples.
     """
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise RunsError(
+            f"There is no folder {folder}; expected one of saved runs. Save some by "
+            f"slipstream.Experiment({str(folder)!r}), or train them by --train."
+        )
     paths = sorted(folder.glob("*.run.npz"))
     if not paths:
         raise RunsError(

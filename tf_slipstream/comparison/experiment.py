@@ -75,9 +75,13 @@ class Run:
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` must be an integer of at least 0, got {seed!r}.")
-        self._folder = folder
+        self._path = pathlib.Path(folder) / f"{name}-{seed}.run.npz"
         self.name, self.seed = name, seed
         self.seconds = self.peak_bytes = self.joules = None
+
+    def is_saved(self):
+        """Returns whether the folder has a run of this name and seed."""
+        return self._path.exists()
 
     def save(self, labels, scores, groups=None, waits=None, num_bytes=None):
         """Saves the run to a file of the folder, in place of one of the same name and seed.
@@ -117,8 +121,7 @@ class Run:
             "joules": self.joules,
             "num_bytes": num_bytes,
         }
-        path = self._folder / f"{self.name}-{self.seed}.run.npz"
-        part = path.with_suffix(".part")
+        part = self._path.with_suffix(".part")
         try:
             with part.open("wb") as stream:
                 np.savez_compressed(
@@ -131,10 +134,10 @@ class Run:
                         for name, column in columns.items()
                     },
                 )
-            os.replace(part, path)
+            os.replace(part, self._path)
         except OSError as error:
             if error.filename is None and error.errno is not None:  # as a write's
-                raise OSError(error.errno, error.strerror, str(path)) from error
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
             raise
         finally:
             part.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from html import escape
 
 from tf_slipstream.analysis.page_frame import framed, paragraph, table
 
+# Letters of a name in a plot.
+_MOST_SHOWN = 28
 _VERDICTS_JA = {
     "better": "改善しています",
     "no worse": "許容範囲内で劣化はありません",
@@ -168,8 +170,13 @@ def _how(found):
 
 def _intervals(found):
     """Returns intervals as SVG, with zero and the margin."""
-    width, left, row = 480, 110, 30
     changes = {name: one["auc"] for name, one in found["comparisons"].items()}
+    # A letter is about 7 wide. Names that are very long are cut, and the table has them whole.
+    shown = {
+        name: name if len(name) <= _MOST_SHOWN else name[:_MOST_SHOWN] + "…" for name in changes
+    }
+    left = 24 + 7 * max(map(len, shown.values()))
+    width, row = left + 370, 30
     most = max(
         [found["margin"] * 1.3, *(max(abs(c["low"]), abs(c["high"])) for c in changes.values())]
     )
@@ -179,14 +186,17 @@ def _intervals(found):
         return left + (width - left - 30) * (value + most) / (2 * most)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="change of AUC">']
-    for value, label in ((0.0, "0"), (-found["margin"], f"-{found['margin']:g}")):
+    # On either side of their lines, which may be close together.
+    marks = ((0.0, "0", "start"), (-found["margin"], f"-{found['margin']:g}", "end"))
+    for value, label, anchor in marks:
         x = place(value)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 22}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">{label}</text>')
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 18}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="{anchor}">{label}</text>')
     for number, (name, change) in enumerate(changes.items()):
         y = row * number + row / 2 + 4
         low, middle, high = (place(change[end]) for end in ("low", "mean", "high"))
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        label = escape(shown[name])
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{label}</text>')
         parts.append(f'<polyline class="l0" points="{low:.1f},{y} {high:.1f},{y}"/>')
         parts.append(f'<circle class="s0" cx="{middle:.1f}" cy="{y}" r="5"/>')
     return "".join([*parts, "</svg>"])
