@@ -74,7 +74,7 @@ def skewed(random, num_ids, num, begin=0):
 
 
 @hypothesis.given(st.data())
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=25)
 def test_rows_are_those_of_a_dictionary_and_native_and_fallback_are_alike(data):
     capacity = data.draw(st.integers(3, 40), "capacity")
     admit_after = data.draw(st.sampled_from([1, 1, 2, 3]), "admit_after")
@@ -83,7 +83,7 @@ def test_rows_are_those_of_a_dictionary_and_native_and_fallback_are_alike(data):
     settings = settings_of(admit_after, forget_after or 0)
     native, fallback = Map(capacity, settings), Map(capacity, settings)
     oracle = DictionaryVocabulary(capacity, admit_after, forget_after)
-    for step in range(25):
+    for step in range(15):
         ids = np.concatenate([skewed(random, 30, random.integers(0, 30), step // 3), STRANGE])
         ids = random.choice([*ids, -1], random.integers(0, 30))
         expected = oracle.train(ids.tolist())
@@ -105,13 +105,13 @@ def colliding_ids(num, num_buckets):
     return ids[:num]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_ids_that_collide_are_found_whatever_was_taken_back(seed, native_or_fallback):
     capacity = 42
     vocabulary, random = Map(capacity, settings_of()), np.random.default_rng(seed)
-    ids = colliding_ids(80, len(vocabulary.variables["index"]))
+    ids = colliding_ids(80, int(vocabulary.variables["index"].shape[0]))
     oracle = DictionaryVocabulary(capacity)
-    for _ in range(30):
+    for _ in range(8):
         some = random.choice(ids, 12)
         assert vocabulary.train(some)[0].tolist() == oracle.train(some.tolist())
         assert vocabulary.look_up(ids).tolist() == oracle.look_up(ids.tolist())
@@ -134,7 +134,7 @@ def test_equal_tags_do_not_make_ids_equal():
 
 
 def test_ids_without_a_row_share_those_for_them_by_their_hash(native_or_fallback):
-    vocabulary = Map(200, settings_of(admit_after=2, num_oov=5, padding=()))
+    vocabulary = Map(200, settings_of(admit_after=4, num_oov=5, padding=()))
     ids = np.arange(1000)
     rows, _ = vocabulary.train(ids)
     np.testing.assert_array_equal(np.unique(rows), range(5))
@@ -162,7 +162,7 @@ def test_strings_are_kept_in_full_and_those_that_are_too_long_get_no_row(native_
 def test_a_sketch_counts_few_ids_for_another_and_forgets_what_was_long_ago():
     settings = settings_of(admit_after=2)
     vocabulary, random = Map(2000, settings), np.random.default_rng(0)
-    limit = 4 * len(vocabulary.variables["sketch"]) // 2
+    limit = 2 * int(vocabulary.variables["sketch"].shape[0])
     num_early, counter = 0, schema.VOCABULARY_COUNTERS.index("num_sketched")
     fallback = Map(2000, settings)
     for _ in range(6):

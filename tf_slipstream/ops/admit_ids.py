@@ -58,9 +58,12 @@ def admit_ids(name, variables, settings, words):
         tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
         for handle, dtype in zip(handles, types, strict=True)
     ]
-    rows, taken_back, number, *values = tf.numpy_function(
-        step, [words, *values], [tf.int64] * 3 + types
-    )
+    try:
+        rows, taken_back, number, *values = tf.numpy_function(
+            step, [words, *values], [tf.int64] * 3 + types
+        )
+    except ValueError as error:  # a graph makes the same of it
+        raise tf.errors.InvalidArgumentError(None, None, str(error)) from None
     # Of the handle, which each replica has its own of.
     for handle, value in zip(handles, values, strict=True):
         tf.raw_ops.AssignVariableOp(resource=handle, value=value)
