@@ -256,7 +256,7 @@ def all_values(model):
 @pytest.mark.parametrize("way", ["keras", "checkpoint", "weights"])
 @pytest.mark.parametrize("dtype", ["int64", "string"])
 def test_training_goes_on_as_if_it_had_not_been_saved(way, dtype, tmp_path):
-    options = {"dtype": dtype, "admit_after": 2, "forget_after": 9}
+    options = {"dtype": dtype, "admit_after": 2, "forget_after": 2}
     model = model_of(**options)
     fit(model, 0, 8, dtype)
     if way == "keras":
@@ -464,8 +464,8 @@ def test_a_table_behind_another_operation_is_an_error_and_nothing_learns_wrongly
 def test_replicas_stay_alike_and_give_the_rows_that_one_device_gives():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        model = model_of(admit_after=2, forget_after=9)
-    alone = model_of(admit_after=2, forget_after=9)
+        model = model_of(admit_after=2, forget_after=2)
+    alone = model_of(admit_after=2, forget_after=2)
     for one in (model, alone):
         fit(one, 0, 10)
     names = ["vocabulary", "table"]
