@@ -331,7 +331,8 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
                 f"`rows` of {self._user} must be in [{first}, {self.capacity}), got {rows.min()} "
                 f"to {rows.max()}."
             )
-        if len(np.unique(words, axis=0)) != len(words):
+        keys = words[:, 0] if words.shape[1] == 1 else words.view(f"V{8 * words.shape[1]}")[:, 0]
+        if len(np.unique(keys)) != len(words):
             raise ValueError(f"`ids` of {self._user} must be distinct.")
         step = counter(self._variables()["counters"].numpy(), "step")
         arrays = with_ids(self._settings, self.capacity, words, rows, step)

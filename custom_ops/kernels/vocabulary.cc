@@ -7,9 +7,10 @@
 namespace slipstream {
 namespace {
 
-// Lookups that are worked on together, so that their cache lines arrive together.
-constexpr int64_t kGroup = 32;
+// Lookups from one stage of a lookup to the next: as many cache lines as a core can wait for.
+constexpr int64_t kDistance = 16;
 constexpr int64_t kChunk = 4096;
+// The same for ids without a row.
 constexpr int64_t kAhead = 8;
 constexpr int64_t kUnknown = -1;
 
@@ -46,10 +47,8 @@ class Step {
   void Run(const int64_t* ids, int64_t num, int64_t* rows, const ParallelFor& parallel_for) {
     ++counters_.step;
     parallel_for((num + kChunk - 1) / kChunk, [&](int64_t chunk) {
-      const int64_t end = std::min(num, (chunk + 1) * kChunk);
-      for (int64_t i = chunk * kChunk; i < end; i += kGroup) {
-        FindGroup(ids + i * settings_.num_words, std::min(kGroup, end - i), rows + i);
-      }
+      const int64_t begin = chunk * kChunk;
+      FindChunk(Id(ids, begin), std::min(kChunk, num - begin), rows + begin);
     });
     Forget();
     int64_t num_padding = 0;
@@ -115,33 +114,44 @@ class Step {
     }
   }
 
-  void FindGroup(const int64_t* ids, int64_t num, int64_t* rows) const {
-    uint64_t hashes[kGroup];
-    for (int64_t i = 0; i < num; ++i) {
-      hashes[i] = Hash(Id(ids, i), settings_.num_words);
-      __builtin_prefetch(Bucket(Scaled(hashes[i], v_.num_buckets)));
-    }
-    // Nearly always the one slot with the right tag in the first bucket is that of the id.
-    for (int64_t i = 0; i < num; ++i) {
-      const int64_t* slots = Bucket(Scaled(hashes[i], v_.num_buckets));
-      const uint32_t tag = static_cast<uint32_t>(hashes[i]);
-      int64_t slot = 0;
-      for (int64_t s = 0; s < kSlots; ++s) slot = TagOf(slots[s]) == tag ? slots[s] : slot;
-      rows[i] = RowOf(slot);
-      if (static_cast<uint64_t>(rows[i]) < static_cast<uint64_t>(v_.capacity)) {
-        __builtin_prefetch(v_.ids + rows[i] * settings_.num_words);
-        __builtin_prefetch(v_.last_seen + rows[i], 1);
+  // Finds the rows of a chunk of ids. Each goes through three stages, and others are in between, so
+  // that the cache lines that the next stage needs are on their way.
+  void FindChunk(const int64_t* ids, int64_t num, int64_t* rows) const {
+    uint64_t hashes[4 * kDistance];  // of the ids on their way, in a ring
+    constexpr int64_t kRing = 4 * kDistance - 1;
+    for (int64_t n = 0; n < num + 2 * kDistance; ++n) {
+      if (n < num) {
+        const uint64_t hash = Hash(Id(ids, n), settings_.num_words);
+        hashes[n & kRing] = hash;
+        __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
+      }
+      if (const int64_t i = n - kDistance; 0 <= i && i < num) {
+        rows[i] = FirstMatch(hashes[i & kRing]);
+        if (static_cast<uint64_t>(rows[i]) < static_cast<uint64_t>(v_.capacity)) {
+          __builtin_prefetch(v_.ids + rows[i] * settings_.num_words);
+          __builtin_prefetch(v_.last_seen + rows[i], 1);
+        }
+      }
+      if (const int64_t i = n - 2 * kDistance; 0 <= i) {
+        const int64_t* id = Id(ids, i);
+        if (!IsId(rows[i], id)) rows[i] = Find(id, hashes[i & kRing]);
+        if (IsPadding(id)) {
+          rows[i] = 0;
+        } else if (rows[i] != kUnknown) {
+          See(rows[i]);
+        }
       }
     }
-    for (int64_t i = 0; i < num; ++i) {
-      const int64_t* id = Id(ids, i);
-      if (!IsId(rows[i], id)) rows[i] = Find(id, hashes[i]);
-      if (IsPadding(id)) {
-        rows[i] = 0;
-      } else if (rows[i] != kUnknown) {
-        See(rows[i]);
-      }
-    }
+  }
+
+  // The row of a slot with the right tag in the first bucket, which is nearly always the id's; some
+  // row that none has where there is no such slot.
+  int64_t FirstMatch(uint64_t hash) const {
+    const int64_t* slots = Bucket(Scaled(hash, v_.num_buckets));
+    const uint32_t tag = static_cast<uint32_t>(hash);
+    int64_t slot = 0;
+    for (int64_t s = 0; s < kSlots; ++s) slot = TagOf(slots[s]) == tag ? slots[s] : slot;
+    return RowOf(slot);
   }
 
   uint8_t* Block(uint64_t hash) const {
