@@ -112,9 +112,10 @@ def check_rows(training, first_row=0):
     return len(free)
 
 
-@pytest.mark.parametrize("forget_after", [None, 3])
-@pytest.mark.parametrize("make", [with_embedding, with_field])
-@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(
+    "make, forget_after, in_graph",
+    [(with_embedding, None, True), (with_embedding, 3, False), (with_field, 3, True)],
+)
 def test_an_id_learns_as_with_a_row_of_its_own(make, forget_after, in_graph, native_or_fallback):
     training = Training(make, forget_after=forget_after)
     training.do(stream(25, size=12 if forget_after is None else 4), in_graph=in_graph)
@@ -253,8 +254,9 @@ def all_values(model):
     return values_of([*model.variables, *model.optimizer.variables])
 
 
-@pytest.mark.parametrize("way", ["keras", "checkpoint", "weights"])
-@pytest.mark.parametrize("dtype", ["int64", "string"])
+@pytest.mark.parametrize(
+    "way, dtype", [("keras", "int64"), ("checkpoint", "string"), ("weights", "int64")]
+)
 def test_training_goes_on_as_if_it_had_not_been_saved(way, dtype, tmp_path):
     options = {"dtype": dtype, "admit_after": 2, "forget_after": 2}
     model = model_of(**options)
@@ -306,14 +308,16 @@ def test_an_exported_model_looks_ids_up_with_stock_ops(dtype, tmp_path):
     fit(model, 0, 6, dtype)
     asked = examples(0, 9, dtype)[0]
     expected = model.predict(asked, verbose=0)
-    export.save_version(model, tmp_path / "1")
-    model.export(tmp_path / "2")
-    tf.saved_model.save(model, str(tmp_path / "3"))
-    for number in ("1", "2", "3"):
-        export.check_stock_ops(tmp_path / number)
+    export.save_version(model, tmp_path / "1", examples=False)
     np.testing.assert_allclose(served(tmp_path / "1", asked), expected, rtol=1e-6)
-    loaded = tf.saved_model.load(str(tmp_path / "2"))
-    np.testing.assert_allclose(loaded.serve(asked).numpy(), expected, rtol=1e-6)
+    if dtype == "string":
+        model.export(tmp_path / "2")
+        loaded = tf.saved_model.load(str(tmp_path / "2"))
+        np.testing.assert_allclose(loaded.serve(asked).numpy(), expected, rtol=1e-6)
+    else:
+        # tf_keras traces calls of training as well.
+        tf.saved_model.save(model, str(tmp_path / "2"))
+    export.check_stock_ops(tmp_path / "2")
     names = [name for name, _ in tf.train.list_variables(str(tmp_path / "1/variables/variables"))]
     assert len([name for name in names if "model_variables" in name]) == 5
 
@@ -323,7 +327,7 @@ def test_a_delta_has_the_changed_entries_of_the_map(dtype, tmp_path):
     model = model_of(dtype, capacity=600)
     tracker = export.DeltaTracker(model, tmp_path / "marks")
     fit(model, 0, 5, dtype)
-    export.save_version(model, tmp_path / "1")
+    export.save_version(model, tmp_path / "1", examples=False)
     fit(model, 5, 7, dtype)
     num_changed = {name: len(rows) for name, rows in tracker.changed_rows(1).items()}
     delta = export.save_delta(model, 1, tmp_path / "d2")
@@ -335,7 +339,7 @@ def test_a_delta_has_the_changed_entries_of_the_map(dtype, tmp_path):
     np.testing.assert_allclose(
         served(tmp_path / "2", asked), model.predict(asked, verbose=0), rtol=1e-6
     )
-    export.save_version(model, tmp_path / "102")
+    export.save_version(model, tmp_path / "102", examples=False)
     bytes_of = [(tmp_path / n / "variables/variables.data-00000-of-00001") for n in ("2", "102")]
     assert bytes_of[0].read_bytes() == bytes_of[1].read_bytes()
 

@@ -231,9 +231,9 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         if not admits:
             rows = find_ids(found["index"], found["row_ids"], self._settings, words)
             return _like(ids, tf.reshape(rows, tf.shape(flat)))
-        all_words, begin = exchanged_ids(words)
+        all_words, of_this_replica = exchanged_ids(words)
         rows, taken, step = admit_ids(self.name, found, self._settings, all_words)
-        rows = rows[begin : begin + tf.shape(words)[0]]
+        rows = of_this_replica(rows)
         outputs = _like(ids, tf.reshape(rows, tf.shape(flat)))
         taken = TakenBack(taken, step, found["counters"], weakref.ref(self))
         taken.go_with(outputs)

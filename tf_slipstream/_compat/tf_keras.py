@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.engine import base_layer_utils
 from tf_keras.src.saving.legacy.saved_model import save_impl
 
 
@@ -96,7 +97,7 @@ def count_atomically(variable):
 
 def is_saving_traces():
     """Whether calls are traced to be saved, those of training too."""
-    return save_impl.tracing_enabled()
+    return base_layer_utils.call_context().saving or save_impl.tracing_enabled()
 
 
 def is_symbolic(tensor):

@@ -13,13 +13,15 @@ def exchanged_ids(words):
         words: int64 `[num, num_words]`, this replica's.
 
     Returns:
-        int64 `[num_of_all, num_words]`, in the order of the replicas; and where this replica's
-        begin, an integer.
+        int64 `[num_of_all, num_words]`, in the order of the replicas; and a function that returns
+        of as many rows `[num_of_all]` those of this replica's ids.
     """
     if num_replicas() == 1:
-        return words, 0
+        return words, lambda rows: rows
     (parts,) = all_gather([words])
     place = tf.distribute.get_replica_context().replica_id_in_sync_group
     sizes = tf.stack([tf.shape(part)[0] for part in parts])
     begin = tf.reduce_sum(tf.where(tf.range(len(parts)) < place, sizes, 0))
-    return tf.ensure_shape(tf.concat(parts, axis=0), [None, words.shape[1]]), begin
+    end = begin + tf.shape(words)[0]
+    words = tf.ensure_shape(tf.concat(parts, axis=0), [None, words.shape[1]])
+    return words, lambda rows: rows[begin:end]
