@@ -18,10 +18,9 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+import machine
 import numpy as np
 import tensorflow as tf
-
-import machine
 
 import tf_slipstream as slipstream
 
