@@ -26,13 +26,13 @@ LAYERS = (
     {"row_wise_adagrad"},
     {"engine"},
     {"_keras_hooks"},
-    {"ids"},
+    {"ids", "initial_rows"},
     {"table_layer"},
     {"field_layout"},
     {"collection", "embedding", "optimizer"},
     {"model_tables", "swapping"},
     {"analysis", "callbacks", "cli", "comparison", "copying", "data", "distribute", "export"}
-    | {"resizing", "selection", "server"},
+    | {"resizing", "selection", "server", "vocabulary"},
     {PACKAGE},
 )
 

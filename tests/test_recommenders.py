@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer
+from tests.export.processes import ServingProcess, apply_delta
+from tf_slipstream import DynamicVocabulary, SlipstreamEmbedding, SlipstreamOptimizer, export
 from tf_slipstream._compat import IS_KERAS_3, keras
 
 if IS_KERAS_3:
@@ -118,3 +119,57 @@ def test_steps_equal_those_of_tf_keras(task):
         model.fit(data, epochs=2, verbose=0)
     for weight, expected in zip(ours.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(weight, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class StringTowers(tfrs.Model):
+    """Two towers of raw ids, of which new ones come."""
+
+    def __init__(self):
+        super().__init__()
+        self.user, self.item = self._tower("user"), self._tower("item")
+        self.task = tfrs.tasks.Retrieval()
+
+    def _tower(self, name):
+        vocabulary = DynamicVocabulary(40, forget_after=10, dtype="string", name=f"{name}_ids")
+        table = SlipstreamEmbedding(40, DIM, name=name)
+        return keras.Sequential([vocabulary, table, keras.layers.Dense(DIM)])
+
+    def call(self, ids):
+        return tf.reduce_sum(self.user(ids["user"]) * self.item(ids["item"]), axis=1)
+
+    def compute_loss(self, ids, training=False):
+        vectors = [getattr(self, name)(ids[name], training=training) for name in ("user", "item")]
+        return self.task(*vectors, compute_metrics=False)
+
+
+def string_data(first):
+    numbers = first + np.random.default_rng(first).integers(30, size=NUM_EXAMPLES)
+    ids = {"user": numbers, "item": numbers % 12 + first}
+    return {name: np.char.add(f"{name}:", one.astype(str)) for name, one in ids.items()}
+
+
+def test_two_towers_of_strings_train_and_are_served_without_us_from_a_delta(tmp_path):
+    model = StringTowers()
+    model.compile(SlipstreamOptimizer(keras.optimizers.Adagrad(0.25)))
+
+    def fit(first):
+        data = tf.data.Dataset.from_tensor_slices(string_data(first)).batch(BATCH_SIZE)
+        return model.fit(data, epochs=4, verbose=0).history["total_loss"]
+
+    losses = fit(0)
+    assert losses[-1] < losses[0]
+    specs = {name: tf.TensorSpec([None], tf.string) for name in ("user", "item")}
+    export.DeltaTracker(model)
+    export.save_version(model, tmp_path / "1", inputs=specs, examples=False)
+    fit(60)
+    export.save_delta(model, 1, tmp_path / "delta")
+    assert model.user.layers[0].stats().num_forgotten > 0
+    done = apply_delta(tmp_path / "1", tmp_path / "delta", tmp_path / "2")
+    assert done.returncode == 0, done.stderr
+    server = ServingProcess(tmp_path)
+    for first in (0, 60):
+        ids = string_data(first)
+        (answer,) = server.answers(tmp_path / "2", ids).values()
+        expected = model({name: tf.constant(one) for name, one in ids.items()})
+        np.testing.assert_allclose(answer, expected, rtol=1e-6)
+    server.close()

@@ -41,6 +41,7 @@ if typing.TYPE_CHECKING:
     )
     from tf_slipstream.state.stats import SkipStats
     from tf_slipstream.swapping import swap_in, swap_out
+    from tf_slipstream.vocabulary import DynamicVocabulary, VocabularyStats
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Alarm",
     "AlarmError",
     "AlarmEvent",
+    "DynamicVocabulary",
     "Experiment",
     "InputSelector",
     "Pilot",
@@ -62,6 +64,7 @@ __all__ = [
     "SlipstreamMonitor",
     "SlipstreamOptimizer",
     "StalenessPolicy",
+    "VocabularyStats",
     "WideModel",
     "build_info",
     "copy_training",
@@ -79,6 +82,7 @@ _HOMES = {
     "Alarm": "callbacks",
     "AlarmError": "callbacks",
     "AlarmEvent": "callbacks",
+    "DynamicVocabulary": "vocabulary",
     "Experiment": "comparison.experiment",
     "InputSelector": "selection",
     "Pilot": "selection",
@@ -93,6 +97,7 @@ _HOMES = {
     "SlipstreamMonitor": "callbacks",
     "SlipstreamOptimizer": "optimizer",
     "StalenessPolicy": "policy",
+    "VocabularyStats": "vocabulary",
     "WideModel": "selection",
     "build_info": "ops",
     "copy_training": "copying",
@@ -106,6 +111,7 @@ _HOMES = {
 }
 # Whose classes Keras must know by name.
 _REGISTERED = ("collection", "embedding", "optimizer", "row_wise_adagrad", "selection")
+_REGISTERED += ("vocabulary",)
 
 
 def __getattr__(name):

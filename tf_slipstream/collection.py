@@ -134,6 +134,17 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
                 parts.append(rows[max(0, start - first) : end - first])
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
+    def _reset_field(self, place, ids):
+        """Resets the rows that a vocabulary took back before it returned the ids of a field."""
+        layout, initializer = self.layout, self.embeddings_initializer
+        start, size = layout.starts[place], layout.sizes[place]
+        owner = next(
+            name for name in layout.owners if layout.starts[layout.place_of(name)] == start
+        )
+        is_of_all = not isinstance(initializer, collections.abc.Mapping)
+        one = self._initializer_of(owner) if is_of_all else initializer[owner]
+        self._reset_taken_back(ids, one, start, size, owner)
+
     def _initializer_of(self, field):
         return _compat.with_field_seed(self.embeddings_initializer, field, self._seed)
 
@@ -150,6 +161,8 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         if fields is None:
             return tf.cast(self._call_array(inputs, weights), self.compute_dtype)
         places = [self.layout.place_of(field) for field in fields]
+        for place, ids in zip(places, fields.values(), strict=True):
+            self._reset_field(place, ids)
         ids = self._ids_of_fields(fields, self._by_field(weights, fields))
         dense = [one.dense for one in ids]
         rows = self._lookup(self.layout.rows_of_fields(self._user, places, dense))

@@ -128,6 +128,7 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
 
     def call(self, inputs, weights=None):
         self._register_tables()
+        self._reset_taken_back(inputs, self.embeddings_initializer)
         ids = Ids(self._user, inputs, weights, self._combiner, self.mask_zero)
         return tf.cast(ids.outputs(self._lookup(ids.dense)), self.compute_dtype)
 

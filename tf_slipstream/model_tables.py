@@ -56,3 +56,10 @@ def tables_of(model_or_optimizer, user):
             "slipstream.SlipstreamOptimizer(...); a LossScaleOptimizer may be around it."
         )
     return found
+
+
+def maps_of(model_or_optimizer):
+    """Returns what the vocabularies of a model have that changes by rows, as `TableState`s."""
+    parts = tf.train.TrackableView(model_or_optimizer).descendants()
+    layers = [part for part in parts if isinstance(part, _compat.keras.layers.Layer)]
+    return [state for layer in layers if hasattr(layer, "maps") for state in layer.maps()]

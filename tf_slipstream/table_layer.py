@@ -1,14 +1,17 @@
 """What the layers that have a table share: its variable, its lookup, and how it is saved."""
 
 import numbers
+import warnings
 import weakref
+import zlib
 
 import tensorflow as tf
 
 from tf_slipstream import _compat, _keras_hooks
 from tf_slipstream.combiner import COMBINERS
-from tf_slipstream.engine import registry
+from tf_slipstream.engine import registry, taken_back
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
+from tf_slipstream.initial_rows import initial_rows
 from tf_slipstream.ops.gather_rows import gather_rows
 from tf_slipstream.policy import StalenessPolicy, as_policy
 
@@ -124,6 +127,32 @@ class TableLayer:
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None
 
+    def _reset_taken_back(self, ids, initializer, first_row=0, num_rows=None, field=None):
+        """Resets the rows that a vocabulary took back before it returned these ids.
+
+        Args:
+            ids: Of any kind, as the layer is called with.
+            initializer: Of the rows.
+            first_row: Where those of the vocabulary begin in the table.
+            num_rows: How many there are; None: all.
+            field: Name of the field that they are, or None.
+        """
+        taken = taken_back.taken_back_with(ids)
+        if taken is None:
+            return
+        num_rows = self.num_rows if num_rows is None else num_rows
+        vocabulary = taken.vocabulary()
+        vocabulary.note_table(self, field, num_rows)
+        name = self.name if field is None else f"{self.name}/{field}"
+
+        def values_of(rows, step):
+            shape = (num_rows, self.output_dim)
+            seed = tf.stack([tf.constant(zlib.crc32(name.encode()), tf.int64), step])
+            dtype = self._table().dtype
+            return initial_rows(self._user, initializer, shape, rows, seed, dtype)
+
+        taken_back.reset(taken, self._table(), first_row, values_of)
+
     def _lookup_on_servers(self, ids):
         flat = tf.reshape(ids, [-1])
         holders = registry.holders_of(self._shards[0])
@@ -160,8 +189,27 @@ class TableLayer:
                 sizes = [int(shard.shape[0]) for shard in self._shards]
                 for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
                     shard.assign(rows)
+            elif self.built and self._is_of_fewer_rows(store):
+                self._load_first_rows(store["0"])
             else:
                 super().load_own_variables(store)
+
+    def _is_of_fewer_rows(self, store):
+        """Whether a file has the table as it was before it grew."""
+        if self._row_ends() or "0" not in store.keys():
+            return False
+        shape = tuple(store["0"].shape)
+        return len(shape) == 2 and shape[1] == self.output_dim and shape[0] < self.num_rows
+
+    def _load_first_rows(self, rows):
+        warnings.warn(
+            f"The file has {rows.shape[0]} rows for {self._user}, which has {self.num_rows}: the "
+            "others keep the values that they have.",
+            stacklevel=2,
+        )
+        values = self._table().numpy()
+        values[: rows.shape[0]] = rows[:]
+        _compat.table_of(self).assign(values)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # A checkpoint has the optimizer as well, with all that it holds; a SavedModel has not.

@@ -49,6 +49,26 @@ namespace slipstream {
   COLUMN(publication)               \
   COLUMN(push_step)
 
+// A vocabulary's counters, int64 each. Training steps; rows that an id has or had; those of
+// them that are free again, in `free_rows`; the row where the next search for ids to forget begins,
+// counted from the first that ids may have; lookups that the sketch counts; lookups in all, of ids
+// with a row, of padding, of strings that are too long; ids that got a row, and that lost it
+// because they were not looked up, or to make room; and rows that tables have reset after that.
+#define SLIPSTREAM_VOCABULARY_COUNTERS(COLUMN) \
+  COLUMN(step)                                 \
+  COLUMN(num_given)                            \
+  COLUMN(num_free)                             \
+  COLUMN(hand)                                 \
+  COLUMN(num_sketched)                         \
+  COLUMN(num_lookups)                          \
+  COLUMN(num_known_lookups)                    \
+  COLUMN(num_padding_lookups)                  \
+  COLUMN(num_too_long_lookups)                 \
+  COLUMN(num_admitted)                         \
+  COLUMN(num_forgotten)                        \
+  COLUMN(num_evicted)                          \
+  COLUMN(num_reset)
+
 // A table's policy: names by which it crosses into this library, with their types here.
 #define SLIPSTREAM_POLICY_FIELDS(FIELD) \
   FIELD(bool, skips)                    \
@@ -81,6 +101,7 @@ namespace slipstream {
   "\npool_ints" SLIPSTREAM_POOL_INTS(SLIPSTREAM_NAME_OF)                   \
   "\npolicy_state" SLIPSTREAM_POLICY_STATE(SLIPSTREAM_NAME_OF)             \
   "\ncounters" SLIPSTREAM_COUNTERS(SLIPSTREAM_NAME_OF)                     \
+  "\nvocabulary_counters" SLIPSTREAM_VOCABULARY_COUNTERS(SLIPSTREAM_NAME_OF) \
   "\npolicy_fields" SLIPSTREAM_POLICY_FIELDS(SLIPSTREAM_FIELD_NAME)
 
 inline constexpr int64_t kNumPoolInts = 0 SLIPSTREAM_POOL_INTS(SLIPSTREAM_COUNT_OF);

@@ -71,4 +71,25 @@ void Promote(const Staleness& s, int64_t index, int64_t id, const float* row, in
   s.row_states[id] = static_cast<int32_t>(-1 - index);
 }
 
+void LeavePool(const Staleness& s, int64_t row, float* local_held) {
+  const int64_t index = -1 - static_cast<int64_t>(s.row_states[row]);
+  s.row_states[row] = 0;
+  if (index < 0) return;
+  const int64_t last = static_cast<int64_t>(s.state->num_entries) - 1;
+  s.state->num_sleeping -= s.entries[index].wake_step > 0;
+  s.state->num_entries = static_cast<double>(last);
+  if (index != last) {
+    s.entries[index] = s.entries[last];
+    s.row_states[s.entries[index].row] = static_cast<int32_t>(-1 - index);
+    std::memcpy(s.held(index), s.held(last), (2 * s.dim + 1) * sizeof(float));
+  }
+  s.entries[last] = PoolEntry{};
+  std::memset(s.held(last), 0, (2 * s.dim + 1) * sizeof(float));
+  if (local_held == nullptr) return;
+  if (index != last) {
+    std::memcpy(local_held + index * s.dim, local_held + last * s.dim, s.dim * sizeof(float));
+  }
+  std::memset(local_held + last * s.dim, 0, s.dim * sizeof(float));
+}
+
 }  // namespace slipstream

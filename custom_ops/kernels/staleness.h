@@ -372,6 +372,11 @@ SLIPSTREAM_INLINE int32_t StateOfEvicted(const PoolEntry& entry) {
 // Makes a row popular that was just updated for the num_updates-th time, as entry `index`.
 void Promote(const Staleness& staleness, int64_t index, int64_t id, const float* row, int64_t step);
 
+// Makes a row as if it had never been looked up. Where it has an entry, the last one takes its
+// place, and what is held is gone.
+//   local_held  [capacity, dim], what a replica holds; null: the pool holds all
+void LeavePool(const Staleness& staleness, int64_t row, float* local_held);
+
 }  // namespace slipstream
 
 #endif  // SLIPSTREAM_KERNELS_STALENESS_H_

@@ -13,6 +13,7 @@ int main() {
   slipstream::TestGatherRows();
   slipstream::TestHugePages();
   slipstream::TestRowCache();
+  slipstream::TestVocabulary();
   if (slipstream::num_failures > 0) {
     std::fprintf(stderr, "kernels_test: %lld of %lld checks failed\n",
                  static_cast<long long>(slipstream::num_failures),

@@ -27,6 +27,7 @@ void TestLiveRows();
 void TestStaleness();
 void TestThreadTeam();
 void TestUpdateRows();
+void TestVocabulary();
 
 inline int64_t num_checks = 0;
 inline int64_t num_failures = 0;

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_slipstream
 from tests.models import embedding_of, random_table, slices
 from tf_slipstream import (
+    DynamicVocabulary,
     InputSelector,
     Pilot,
     RowWiseAdagrad,
@@ -31,6 +32,20 @@ FOR_CHOOSING_INPUTS = {InputSelector, Pilot, SelectiveModel, WideModel}
 
 # One with no argument left at its default, as far as that makes sense, and the plainest.
 KERAS_OBJECTS = {
+    DynamicVocabulary: [
+        lambda: DynamicVocabulary(
+            20,
+            admit_after=3,
+            forget_after=100,
+            num_oov=2,
+            dtype="int64",
+            padding_id=0,
+            max_id_bytes=20,
+            name="ids",
+            trainable=False,
+        ),
+        lambda: DynamicVocabulary(20),
+    ],
     RowWiseAdagrad: [
         lambda: RowWiseAdagrad(
             0.5,
@@ -142,7 +157,10 @@ def test_it_does_the_same_in_a_function(make):
         ids = tf.constant([[1, 2, 2], [9, 0, 1]])
         if isinstance(made, keras.layers.Layer):
             made.build(None)
-            made.set_weights([random_table()])
+            if isinstance(made, DynamicVocabulary):
+                made.set_ids([9, 1])
+            else:
+                made.set_weights([random_table()])
             return decorate(lambda: made(ids))().numpy()
         table = embedding_of(random_table()).weights[0]
 

@@ -157,3 +157,20 @@ def test_logits_are_found_behind_a_sigmoid():
     probabilities = keras.activations.sigmoid(logits)
     assert probabilities._keras_logits is _compat.logits_behind(probabilities)
     assert _compat.logits_behind(1 * probabilities) is None
+
+
+def test_a_model_knows_that_its_calls_are_traced_to_be_saved(tmp_path):
+    """`call_context().saving` and `tracing_enabled`: one of them is set then, and never else."""
+    seen = []
+
+    class Seeing(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            seen.append((bool(training), _compat.is_saving_traces()))
+            return inputs
+
+    model = keras.Sequential([Seeing()])
+    model(tf.ones([2, 1]), training=True)
+    assert (True, False) in seen and (True, True) not in seen
+    seen.clear()
+    tf.saved_model.save(model, str(tmp_path))
+    assert (True, True) in seen and (True, False) not in seen

@@ -38,6 +38,7 @@ def test_the_schema_has_a_version_and_all_columns():
         "pool_ints": schema.POOL_INTS,
         "policy_state": schema.POLICY_STATE,
         "counters": schema.COUNTERS,
+        "vocabulary_counters": schema.VOCABULARY_COUNTERS,
         "policy_fields": tuple(StalenessPolicy().numbers(0.0)),
     }
 

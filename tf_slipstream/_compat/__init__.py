@@ -36,6 +36,7 @@ apply_to = chosen.apply_to
 asks_for_shapes_alone = chosen.asks_for_shapes_alone
 count_atomically = chosen.count_atomically
 exported_variables = chosen.exported_variables
+is_saving_traces = chosen.is_saving_traces
 is_symbolic = chosen.is_symbolic
 is_unsupported_dtype_policy = chosen.is_unsupported_dtype_policy
 slot_name = chosen.slot_name
@@ -71,6 +72,7 @@ __all__ = [
     "deserialize",
     "exported_variables",
     "has_schedule",
+    "is_saving_traces",
     "is_symbolic",
     "is_unsupported_dtype_policy",
     "keras",

@@ -143,6 +143,11 @@ def count_atomically(variable):
     variable.assign_add = variable.value.assign_add
 
 
+def is_saving_traces():
+    """Whether calls are traced to be saved, those of training too: never in Keras 3."""
+    return False
+
+
 def is_symbolic(tensor):
     """Whether a tensor is a placeholder in the making of a functional model."""
     return isinstance(tensor, keras.KerasTensor)

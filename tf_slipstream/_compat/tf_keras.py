@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.engine import base_layer_utils
+from tf_keras.src.saving.legacy.saved_model import save_impl
 
 
 def tf_variable(variable):
@@ -91,6 +93,11 @@ def asks_for_shapes_alone():
 
 def count_atomically(variable):
     """Has a variable add in one operation: nothing to do, a `tf.Variable` does."""
+
+
+def is_saving_traces():
+    """Whether calls are traced to be saved, those of training too."""
+    return base_layer_utils.call_context().saving or save_impl.tracing_enabled()
 
 
 def is_symbolic(tensor):

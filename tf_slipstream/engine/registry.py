@@ -48,7 +48,7 @@ class _Weakly:
         self._entries[place] = (weakref.ref(key, lambda _: gone(place, None)), value)
 
 
-_specs, _holders = _Weakly(), _Weakly()
+_specs, _holders, _training_state = _Weakly(), _Weakly(), _Weakly()
 
 
 def add_table(variable, spec):
@@ -77,3 +77,13 @@ def holders(variables):
     """Returns all that hold something of one of these tables, each once."""
     found = {id(one): one for variable in variables for one in holders_of(variable)}
     return list(found.values())
+
+
+def add_training_state(variable):
+    """Notes that a `tf.Variable` of a layer is of use in training alone, and is not served."""
+    _training_state.set(variable, True)
+
+
+def is_training_state(variable):
+    """Whether a `tf.Variable` of a layer is of use in training alone."""
+    return _training_state.get(variable, False)

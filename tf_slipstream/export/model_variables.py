@@ -15,12 +15,13 @@ _CHUNK_BYTES = 16 << 20
 
 
 def model_variables(model):
-    """Returns the variables of a model, without repetitions: dict from their key to them.
+    """Returns what is served of a model's variables, once each: dict from their key to them.
 
     What an optimizer holds for them is applied first.
     """
     variables = {id(variable): variable for variable in map(_compat.tf_variable, model.variables)}
     _keras_hooks.settle(variables.values())
+    variables = {id(v): v for v in variables.values() if not registry.is_training_state(v)}
     return {
         f"{ATTRIBUTE}/{number}/.ATTRIBUTES/VARIABLE_VALUE": variable
         for number, variable in enumerate(variables.values())

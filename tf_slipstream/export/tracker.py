@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_slipstream.delta.errors import ExportError
 from tf_slipstream.export.marks import Mark, MarkStore, pack_bitmap
-from tf_slipstream.model_tables import optimizers_of, tables_of
+from tf_slipstream.model_tables import maps_of, optimizers_of, tables_of
 from tf_slipstream.ops.mark_rows import mark_all_changed, mark_rows
 from tf_slipstream.state.table import bits_as, counters_of, set_counter
 
@@ -125,6 +125,8 @@ class DeltaTracker:
         for trained in tables_of(self._model, "DeltaTracker"):
             for state in trained.states:
                 states.setdefault(id(state.table), []).append(state)
+        for state in maps_of(self._model):
+            states[id(state.table)] = [state]
         return {group[0].name: TrackedTable(group[0].name, group) for group in states.values()}
 
     def mark_of(self, version):

@@ -111,11 +111,12 @@ def _write(state, ids, rows, slots, step, is_spent, seed):
     done += [_scatter(to, ids, values) for to, values in zip(state.slots, slots, strict=True)]
     if state.last_steps is not None:
         done.append(scatter_int32(state.last_steps, ids, _clock(step, is_spent)))
-    done.append(_mark_changed(state.changed_rows, ids))
+    done.append(mark_changed(state.changed_rows, ids))
     return done
 
 
-def _mark_changed(changed_rows, ids):
+def mark_changed(changed_rows, ids):
+    """Sets the bits of distinct rows, int `[num_rows]`, in `TableState.changed_rows`."""
     words = tf.cast(ids // 32, tf.int64)
     bits = tf.bitwise.left_shift(tf.ones_like(ids, tf.int32), tf.cast(ids % 32, tf.int32))
     bits = tf.bitcast(bits, changed_rows.dtype)

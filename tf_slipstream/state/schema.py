@@ -63,6 +63,23 @@ WORKER_COUNTERS = (
     "worker_id",
 )
 
+# A vocabulary's counters, int64 each: `custom_ops/kernels/schema.h` says what they count.
+VOCABULARY_COUNTERS = (
+    "step",
+    "num_given",
+    "num_free",
+    "hand",
+    "num_sketched",
+    "num_lookups",
+    "num_known_lookups",
+    "num_padding_lookups",
+    "num_too_long_lookups",
+    "num_admitted",
+    "num_forgotten",
+    "num_evicted",
+    "num_reset",
+)
+
 
 def text():
     """Returns the schema as the native library says its own."""
@@ -72,6 +89,7 @@ def text():
         "pool_ints": POOL_INTS,
         "policy_state": POLICY_STATE,
         "counters": COUNTERS,
+        "vocabulary_counters": VOCABULARY_COUNTERS,
         "policy_fields": fields,
     }
     return "\n".join(" ".join([name, *columns]) for name, columns in lists.items())

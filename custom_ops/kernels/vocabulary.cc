@@ -1,0 +1,349 @@
+#include "vocabulary.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace slipstream {
+namespace {
+
+// Lookups from one stage of a lookup to the next: as many cache lines as a core can wait for.
+constexpr int64_t kDistance = 16;
+constexpr int64_t kChunk = 4096;
+// The same for ids without a row.
+constexpr int64_t kAhead = 8;
+constexpr int64_t kUnknown = -1;
+
+uint64_t Hash(const int64_t* words, int64_t num_words) {
+  uint64_t hash = 0x9E3779B97F4A7C15u;
+  for (int64_t w = 0; w < num_words; ++w) {
+    hash ^= static_cast<uint64_t>(words[w]);
+    hash *= 0xFF51AFD7ED558CCDu;
+    hash ^= hash >> 32;
+    hash *= 0xC4CEB9FE1A85EC53u;
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
+
+// A number in [0, num), num < 2^31, of the upper half of a hash.
+int64_t Scaled(uint64_t hash, int64_t num) {
+  return static_cast<int64_t>((hash >> 32) * static_cast<uint64_t>(num) >> 32);
+}
+
+int64_t SlotOf(uint64_t hash, int64_t row) {
+  return static_cast<int64_t>(hash << 32 | static_cast<uint64_t>(row + 1));
+}
+uint32_t TagOf(int64_t slot) { return static_cast<uint32_t>(static_cast<uint64_t>(slot) >> 32); }
+int64_t RowOf(int64_t slot) { return static_cast<int64_t>(slot & 0xFFFFFFFF) - 1; }
+
+void Mark(uint32_t* bits, int64_t place) { bits[place / 32] |= 1u << (place % 32); }
+
+class Step {
+ public:
+  Step(const VocabularySettings& settings, const Vocabulary& v, std::vector<int64_t>* taken_back)
+      : settings_(settings), v_(v), counters_(*v.counters), taken_back_(*taken_back) {}
+
+  void Run(const int64_t* ids, int64_t num, int64_t* rows, const ParallelFor& parallel_for) {
+    ++counters_.step;
+    parallel_for((num + kChunk - 1) / kChunk, [&](int64_t chunk) {
+      const int64_t begin = chunk * kChunk;
+      FindChunk(Id(ids, begin), std::min(kChunk, num - begin), rows + begin);
+    });
+    Forget();
+    int64_t num_padding = 0;
+    for (int64_t i = 0; i < num; ++i) {
+      if (rows[i] == kUnknown) unknown_.push_back(i);
+      num_padding += rows[i] == 0 && !settings_.padding.empty();
+    }
+    counters_.num_lookups += num;
+    counters_.num_padding_lookups += num_padding;
+    counters_.num_known_lookups += num - num_padding - static_cast<int64_t>(unknown_.size());
+    for (size_t u = 0; u < unknown_.size(); ++u) {
+      if (u + kAhead < unknown_.size()) Prefetch(Id(ids, unknown_[u + kAhead]));
+      rows[unknown_[u]] = Admit(Id(ids, unknown_[u]));
+    }
+  }
+
+ private:
+  const int64_t* Id(const int64_t* ids, int64_t i) const { return ids + i * settings_.num_words; }
+
+  bool IsId(int64_t row, const int64_t* id) const {
+    // Whatever was restored.
+    if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(v_.capacity)) return false;
+    return IsSame(v_.ids + row * settings_.num_words, id);
+  }
+  bool IsPadding(const int64_t* id) const {
+    return !settings_.padding.empty() && IsSame(settings_.padding.data(), id);
+  }
+  bool IsSame(const int64_t* a, const int64_t* b) const {
+    if (settings_.num_words == 1) return *a == *b;
+    return std::memcmp(a, b, settings_.num_words * sizeof(int64_t)) == 0;
+  }
+  bool IsTooLong(const int64_t* id) const {
+    return settings_.is_string &&
+           static_cast<uint64_t>(id[settings_.num_words - 1]) >> 56 == kTooLong;
+  }
+  int64_t* Bucket(int64_t bucket) const { return v_.index + bucket * kSlots; }
+  int64_t After(int64_t bucket) const { return bucket + 1 == v_.num_buckets ? 0 : bucket + 1; }
+
+  // The row of an id, kUnknown where it has none.
+  int64_t Find(const int64_t* id, uint64_t hash) const {
+    const uint32_t tag = static_cast<uint32_t>(hash);
+    int64_t bucket = Scaled(hash, v_.num_buckets);
+    for (int64_t n = 0; n < v_.num_buckets; ++n, bucket = After(bucket)) {
+      const int64_t* slots = Bucket(bucket);
+      bool is_full = true;
+      for (int64_t s = 0; s < kSlots; ++s) {
+        if (slots[s] == 0) {
+          is_full = false;
+        } else if (TagOf(slots[s]) == tag && IsId(RowOf(slots[s]), id)) {
+          return RowOf(slots[s]);
+        }
+      }
+      if (!is_full) break;
+    }
+    return kUnknown;
+  }
+
+  void See(int64_t row) const {
+    const int32_t step = static_cast<int32_t>(counters_.step);
+    // Threads that see a row at once write the same.
+    if (__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED) != step) {
+      __atomic_store_n(v_.last_seen + row, step, __ATOMIC_RELAXED);
+    }
+  }
+
+  // Finds the rows of a chunk of ids. Each goes through three stages, and others are in between, so
+  // that the cache lines that the next stage needs are on their way.
+  void FindChunk(const int64_t* ids, int64_t num, int64_t* rows) const {
+    uint64_t hashes[4 * kDistance];  // of the ids on their way, in a ring
+    constexpr int64_t kRing = 4 * kDistance - 1;
+    for (int64_t n = 0; n < num + 2 * kDistance; ++n) {
+      if (n < num) {
+        const uint64_t hash = Hash(Id(ids, n), settings_.num_words);
+        hashes[n & kRing] = hash;
+        __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
+      }
+      if (const int64_t i = n - kDistance; 0 <= i && i < num) {
+        rows[i] = FirstMatch(hashes[i & kRing]);
+        if (static_cast<uint64_t>(rows[i]) < static_cast<uint64_t>(v_.capacity)) {
+          __builtin_prefetch(v_.ids + rows[i] * settings_.num_words);
+          __builtin_prefetch(v_.last_seen + rows[i], 1);
+        }
+      }
+      if (const int64_t i = n - 2 * kDistance; 0 <= i) {
+        const int64_t* id = Id(ids, i);
+        if (!IsId(rows[i], id)) rows[i] = Find(id, hashes[i & kRing]);
+        if (IsPadding(id)) {
+          rows[i] = 0;
+        } else if (rows[i] != kUnknown) {
+          See(rows[i]);
+        }
+      }
+    }
+  }
+
+  // The row of a slot with the right tag in the first bucket, which is nearly always the id's; some
+  // row that none has where there is no such slot.
+  int64_t FirstMatch(uint64_t hash) const {
+    const int64_t* slots = Bucket(Scaled(hash, v_.num_buckets));
+    const uint32_t tag = static_cast<uint32_t>(hash);
+    int64_t slot = 0;
+    for (int64_t s = 0; s < kSlots; ++s) slot = TagOf(slots[s]) == tag ? slots[s] : slot;
+    return RowOf(slot);
+  }
+
+  uint8_t* Block(uint64_t hash) const {
+    return v_.sketch + Scaled(hash * 0x9E3779B97F4A7C15u, v_.num_blocks) * kSketchBytes;
+  }
+
+  void Prefetch(const int64_t* id) const {
+    const uint64_t hash = Hash(id, settings_.num_words);
+    __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
+    if (settings_.admit_after > 1) __builtin_prefetch(Block(hash), 1);
+  }
+
+  // Counts a lookup of an id without a row; returns how many there were, or more.
+  int64_t Count(uint64_t hash) {
+    uint8_t* block = Block(hash);
+    uint8_t* places[4];
+    uint8_t least = 255;
+    for (int i = 0; i < 4; ++i) {
+      places[i] = block + 4 * i + (hash >> (2 * i) & 3);
+      least = std::min(least, *places[i]);
+    }
+    if (least < 255) ++least;
+    for (uint8_t* place : places) *place = std::max(*place, least);
+    // What was looked up long ago counts less, and the sketch does not fill up.
+    const int64_t limit = 4 * v_.num_blocks * (settings_.admit_after - 1) / 2;
+    if (++counters_.num_sketched >= limit) {
+      for (int64_t i = 0; i < v_.num_blocks * kSketchBytes; ++i) v_.sketch[i] /= 2;
+      counters_.num_sketched /= 2;
+    }
+    return least;
+  }
+
+  // The row of an id that had none when the step began.
+  int64_t Admit(const int64_t* id) {
+    const uint64_t hash = Hash(id, settings_.num_words);
+    int64_t row = Find(id, hash);
+    if (row != kUnknown) {
+      ++counters_.num_known_lookups;
+      return row;
+    }
+    const int64_t oov = settings_.first_oov() + Scaled(hash << 32, settings_.num_oov);
+    if (IsTooLong(id)) {
+      ++counters_.num_too_long_lookups;
+      return oov;
+    }
+    if (settings_.admit_after > 1 && Count(hash) < settings_.admit_after) return oov;
+    row = FreeRow();
+    if (row == kUnknown) return oov;
+    Insert(hash, row);
+    std::memcpy(v_.ids + row * settings_.num_words, id, settings_.num_words * sizeof(int64_t));
+    Mark(v_.changed_ids, row);
+    See(row);
+    ++counters_.num_admitted;
+    ++counters_.num_known_lookups;
+    return row;
+  }
+
+  int64_t FreeRow() {
+    const int64_t first = settings_.first_row(), num_rows = v_.capacity - first;
+    if (counters_.num_free == 0 && counters_.num_given == num_rows) Evict();
+    if (counters_.num_free > 0) return v_.free_rows[--counters_.num_free];
+    return counters_.num_given < num_rows ? first + counters_.num_given++ : kUnknown;
+  }
+
+  void Insert(uint64_t hash, int64_t row) {
+    int64_t bucket = Scaled(hash, v_.num_buckets);
+    for (int64_t n = 0; n < v_.num_buckets; ++n, bucket = After(bucket)) {
+      int64_t* slots = Bucket(bucket);
+      int64_t* slot = std::find(slots, slots + kSlots, 0);
+      if (slot == slots + kSlots) continue;
+      *slot = SlotOf(hash, row);
+      Mark(v_.changed_index, bucket);
+      return;
+    }
+  }
+
+  uint64_t HashOfRow(int64_t row) const {
+    return Hash(v_.ids + row * settings_.num_words, settings_.num_words);
+  }
+
+  void Erase(int64_t row) {
+    int64_t bucket = Scaled(HashOfRow(row), v_.num_buckets);
+    int64_t* hole = nullptr;
+    for (int64_t n = 0; n < v_.num_buckets && hole == nullptr; ++n) {
+      int64_t* slots = Bucket(bucket);
+      for (int64_t s = 0; s < kSlots; ++s) {
+        if (slots[s] != 0 && RowOf(slots[s]) == row) hole = slots + s;
+      }
+      if (hole == nullptr) bucket = After(bucket);
+    }
+    if (hole == nullptr) return;  // of state that was not restored whole
+    // A bucket that was full may have sent ids on to later ones: one of them comes back.
+    while (hole != nullptr) {
+      const bool was_full = std::count(Bucket(bucket), Bucket(bucket) + kSlots, 0) == 0;
+      *hole = 0;
+      Mark(v_.changed_index, bucket);
+      hole = was_full ? Refill(hole, &bucket) : nullptr;
+    }
+  }
+
+  // Moves to a hole in a bucket an id that is in a later one and belongs there or before. Returns
+  // where that was, and its bucket; null: there is none.
+  int64_t* Refill(int64_t* hole, int64_t* bucket) {
+    int64_t later = After(*bucket);
+    for (int64_t gone = 1; gone < v_.num_buckets; ++gone, later = After(later)) {
+      int64_t* slots = Bucket(later);
+      bool is_full = true;
+      for (int64_t s = 0; s < kSlots; ++s) {
+        if (slots[s] == 0) {
+          is_full = false;
+          continue;
+        }
+        const int64_t home = Scaled(HashOfRow(RowOf(slots[s])), v_.num_buckets);
+        const int64_t moved = later >= home ? later - home : later - home + v_.num_buckets;
+        if (moved >= gone) {
+          *hole = slots[s];
+          *bucket = later;
+          return slots + s;
+        }
+      }
+      if (!is_full) break;
+    }
+    return nullptr;
+  }
+
+  void TakeBack(int64_t row) {
+    Erase(row);
+    std::memset(v_.ids + row * settings_.num_words, 0, settings_.num_words * sizeof(int64_t));
+    Mark(v_.changed_ids, row);
+    v_.last_seen[row] = 0;
+    v_.free_rows[counters_.num_free++] = static_cast<int32_t>(row);
+    taken_back_.push_back(row);
+  }
+
+  // Looks at a part of the rows, all of them within forget_after / 8 steps.
+  void Forget() {
+    if (settings_.forget_after == 0) return;
+    const int64_t first = settings_.first_row(), num_rows = v_.capacity - first;
+    const int64_t num_steps = std::max<int64_t>(1, settings_.forget_after / 8);
+    for (int64_t n = (num_rows + num_steps - 1) / num_steps; n > 0; --n) {
+      const int64_t row = first + counters_.hand;
+      counters_.hand = (counters_.hand + 1) % num_rows;
+      if (v_.last_seen[row] > 0 && counters_.step - v_.last_seen[row] > settings_.forget_after) {
+        TakeBack(row);
+        ++counters_.num_forgotten;
+      }
+    }
+  }
+
+  // Takes the coldest rows back that this step has not looked up.
+  void Evict() {
+    if (has_evicted_all_) return;
+    cold_.clear();
+    for (int64_t row = settings_.first_row(); row < v_.capacity; ++row) {
+      const int32_t seen = v_.last_seen[row];
+      if (0 < seen && seen < counters_.step) cold_.emplace_back(seen, row);
+    }
+    const int64_t num =
+        std::min<int64_t>(cold_.size(), std::max<int64_t>(1, v_.capacity / kEvictedPart));
+    has_evicted_all_ = num == static_cast<int64_t>(cold_.size());
+    std::nth_element(cold_.begin(), cold_.begin() + num - (num > 0), cold_.end());
+    std::sort(cold_.begin(), cold_.begin() + num);
+    // The coldest is the first to be given again.
+    for (int64_t i = num; i-- > 0;) TakeBack(cold_[i].second);
+    counters_.num_evicted += num;
+  }
+
+  const VocabularySettings& settings_;
+  const Vocabulary& v_;
+  VocabularyCounters& counters_;
+  std::vector<int64_t>& taken_back_;
+  std::vector<int64_t> unknown_;
+  std::vector<std::pair<int32_t, int64_t>> cold_;
+  bool has_evicted_all_ = false;
+};
+
+}  // namespace
+
+bool IsWhole(const VocabularySettings& settings, const Vocabulary& v) {
+  const VocabularyCounters& c = *v.counters;
+  const int64_t num_rows = v.capacity - settings.first_row();
+  return 0 <= c.step && 0 <= c.num_given && c.num_given <= num_rows && 0 <= c.num_free &&
+         c.num_free <= c.num_given && 0 <= c.hand && c.hand < num_rows &&
+         std::all_of(
+             v.free_rows, v.free_rows + c.num_free,
+             [&](int32_t row) { return settings.first_row() <= row && row < v.capacity; });
+}
+
+void LookUpAndAdmit(const VocabularySettings& settings, const Vocabulary& vocabulary,
+                    const int64_t* ids, int64_t num, int64_t* rows,
+                    std::vector<int64_t>* taken_back, const ParallelFor& parallel_for) {
+  Step(settings, vocabulary, taken_back).Run(ids, num, rows, parallel_for);
+}
+
+}  // namespace slipstream
