@@ -1,6 +1,6 @@
 """Finds the TensorFlow to build for, and prints what CMake needs of it, as a CMake list.
 
-`tensorflow_flags.py FOLDER` takes the `tensorflow` folder of an unpacked wheel in its place. Nothing
+`tensorflow_flags.py FOLDER` takes the `tensorflow` folder of an unpacked wheel. Nothing
 of TensorFlow is imported: a wheel for several versions is built where at most one of them runs.
 """
 

@@ -88,7 +88,7 @@ def makes_its_numbers(initializer):
 
 
 def symbolic_output(shape, dtype, is_ragged):
-    """Returns the placeholder of a layer's output in the making of a functional model of Keras 3."""
+    """Returns the placeholder of a layer's output in a functional model of Keras 3."""
     # Before 3.9 Keras has none that are ragged, and does not know the word.
     return keras.KerasTensor(shape, dtype=dtype, **({"ragged": True} if is_ragged else {}))
 
