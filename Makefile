@@ -19,7 +19,7 @@ help:
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
 	@echo "make test    run the tests under Keras 3 and tf_keras"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
-	@echo "make wheel   build dist/*.whl, for all TensorFlow versions of docs/versions.md"
+	@echo "make wheel   build dist/*.whl, for every TensorFlow that is supported"
 	@echo "make test-wheel   install it beside the oldest and the newest, without a compiler"
 	@echo "make test-matrix  run the core of the tests under each (ARGS='--tests tests': all)"
 	@echo "make lint    check style"
