@@ -89,7 +89,7 @@ class Environment:
 
     def versions(self):
         code = "import sys, keras; print(sys.version.split()[0], keras.__version__)"
-        python, keras = self._run("-c", code).stdout.split()
+        python, keras = self._run("-c", code, stderr=subprocess.DEVNULL).stdout.split()
         return self._version, python, keras
 
     def run_readme(self):
@@ -131,8 +131,8 @@ class Environment:
         return str(self._folder / "env" / "bin" / "python")
 
     def _run(self, *arguments, check=True, **options):
-        command = [self._python, *arguments]
-        return subprocess.run(command, check=check, stdout=subprocess.PIPE, text=True, **options)
+        options = {"env": environment(), "stdout": subprocess.PIPE, "text": True} | options
+        return subprocess.run([self._python, *arguments], check=check, **options)
 
     def _copy_repository(self):
         done = subprocess.run(
