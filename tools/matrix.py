@@ -19,7 +19,7 @@ from tensorflow_versions import TENSORFLOW_VERSIONS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "matrix"
-# What meets Keras and TensorFlow most: a tenth of the time of all, which `--tests tests` runs.
+# What meets Keras and TensorFlow most. `--tests tests` runs all.
 CORE = (
     "tests/contract tests/conformance tests/update_rules tests/export tests/ops/test_int_types.py"
     " tests/ops/test_library.py tests/test_embedding.py tests/test_optimizer.py"
