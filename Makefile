@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What is developed with; what users may have is in pyproject.toml.
+TENSORFLOW ?= 2.21
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test campaign test-kernels test-cuda lint bench bench-peers bench-training bench-scaling \
+.PHONY: help setup demo test campaign test-kernels test-cuda wheel test-wheel test-matrix lint bench \
+  bench-peers bench-training bench-scaling \
   bench-distribution clean
 
 help:
@@ -18,6 +21,9 @@ help:
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
 	@echo "make campaign  faults, floods and hostile files for an hour, resumed where it was stopped"
 	@echo "             (ARGS='--minutes 10 --only kills')"
+	@echo "make wheel   build dist/*.whl, for every TensorFlow that is supported"
+	@echo "make test-wheel   install it beside the oldest and the newest, without a compiler"
+	@echo "make test-matrix  run the core of the tests under each (ARGS='--tests tests': all)"
 	@echo "make lint    check style"
 	@echo "make bench   time the embedding step against stock Keras, tf_keras and the memory's limit"
 	@echo "make bench-peers     the same against PyTorch, FBGEMM and TFRA, in their own environments"
@@ -33,7 +39,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] + ". Choose one with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "cmake>=3.20" ninja "tensorflow==2.21.*"
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "cmake>=3.20" ninja "tensorflow==$(TENSORFLOW).*" "tf_keras==$(TENSORFLOW).*"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
@@ -58,6 +64,15 @@ test-cuda:
 	if command -v nvcc >/dev/null; then \
 	  ARCHS="$(or $(CUDAARCHS),75 80 86 90)" sh custom_ops/harness/run.sh check || [ $$? = 77 ]; \
 	else echo "test-cuda: nvcc was not found; the CUDA kernels were not compiled"; fi
+
+wheel: $(READY)
+	$(BIN)/python tools/build_wheel.py $(ARGS)
+
+test-wheel: $(READY)
+	$(BIN)/python tools/matrix.py --tensorflow 2.18 2.21 --tests
+
+test-matrix: $(READY)
+	$(BIN)/python tools/matrix.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

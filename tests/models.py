@@ -1,6 +1,7 @@
 """Small tables, models and data that several tests share."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tf_slipstream import SlipstreamEmbedding, StalenessPolicy
@@ -19,6 +20,22 @@ def embedding_of(table, **kwargs):
     layer.build(None)
     layer.set_weights([table])
     return layer
+
+
+def ids_input(kind, length, name=None):
+    """Returns a model's input of ids; skips the test where Keras has none of that kind.
+
+    Args:
+        kind: "dense", "ragged" or "sparse".
+        length: Of each example; of no matter for "ragged".
+        name: String.
+    """
+    if kind == "ragged":
+        length = None
+        if keras.__version__.startswith("3.8."):
+            pytest.skip("Keras 3.8 has no ragged inputs")
+    is_kind = {} if kind == "dense" else {kind: True}
+    return keras.Input([length], dtype="int64", name=name, **is_kind)
 
 
 def slices(ids, grads, num_rows, id_dtype="int64"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.models import random_table
+from tests.models import ids_input, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
 from tf_slipstream import SlipstreamEmbedding, SlipstreamEmbeddingCollection
 from tf_slipstream._compat import keras, tf_variable
@@ -392,7 +392,7 @@ class TestModels:
     def test_functional_models_take_dicts_of_any_kind(self, combiner):
         layer, _ = shared(combiner=combiner)
         inputs = {
-            "user": keras.Input([None], dtype="int64", ragged=True, name="user"),
+            "user": ids_input("ragged", None, name="user"),
             "item": keras.Input([2], dtype="int32", name="item"),
             "shop": keras.Input([], dtype="int64", name="shop"),
         }

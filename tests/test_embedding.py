@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.models import embedding_of, random_table
+from tests.models import embedding_of, ids_input, random_table
 from tests.test_combiner import TOLERANCE, combine_bag
 from tf_slipstream import SlipstreamEmbedding, _compat, table_layer
 from tf_slipstream._compat import IS_KERAS_3, keras, tf_variable
@@ -304,8 +304,7 @@ class TestMask:
         batch = tf.ragged.constant([[3, 0], [1]], dtype=tf.int64)
         if kind != "ragged":
             batch = batch.to_tensor() if kind == "dense" else batch.to_sparse()
-        is_kind = {} if kind == "dense" else {kind: True}
-        ids = keras.Input([None if kind == "ragged" else 2], dtype="int64", **is_kind)
+        ids = ids_input(kind, 2)
         np.testing.assert_array_equal(
             dense(keras.Model(ids, layer(ids))(batch)), dense(layer(batch))
         )
@@ -653,11 +652,10 @@ class TestModels:
     @pytest.mark.parametrize("kind", ["ragged", "sparse"])
     def test_functional_models_take_ragged_and_sparse_ids(self, kind, combiner):
         layer = embedding_of(random_table(), combiner=combiner)
-        length = None if kind == "ragged" else 3
-        ids = keras.Input([length], dtype="int64", **{kind: True})
+        ids = ids_input(kind, 3)
         outputs = layer(ids)
         # Under tf_keras a sparse input's length is known only to its values.
-        expected_length = () if combiner else (length if IS_KERAS_3 else None,)
+        expected_length = () if combiner else (ids.shape[1] if IS_KERAS_3 else None,)
         assert tuple(outputs.shape) == (None, *expected_length, 3)
         batch = tf.ragged.constant(BAGS, dtype=tf.int64)
         if kind == "sparse":

@@ -432,7 +432,8 @@ class TestLossScaleOptimizer:
                 [(slices([1, 5, 1], grads, 6), plain_table), (tf.ones([2]), plain_dense)]
             )
         assert_all_equal(values_of([table, dense]), values_of([plain_table, plain_dense]))
-        assert int(scaling.iterations) == int(plain.iterations) == 2
+        # Of the inner one: the outer one of Keras 3.8 counts nothing.
+        assert int(scaling.inner_optimizer.iterations) == int(plain.iterations) == 2
 
     @pytest.mark.parametrize("execution", ["eager", "function"])
     @pytest.mark.parametrize("bad_value", [float("inf"), float("nan")])

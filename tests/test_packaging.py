@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 
 import pytest
@@ -15,16 +16,19 @@ import tensorflow as tf
 
 import tf_slipstream
 from tf_slipstream._compat import IS_KERAS_3
+from tools import tensorflow_versions as versions
 
 pytest.importorskip("scikit_build_core", reason="the build backend; `make setup` installs it")
 pytestmark = pytest.mark.skipif(not IS_KERAS_3, reason="packages are the same for both Kerases")
 
 ROOT = pathlib.Path(__file__).parents[1]
+MINOR = ".".join(tf.__version__.split(".")[:2])
 FOLDERS = ("custom_ops", "tests", "tf_slipstream")
 FILES = (".gitignore", "LICENSE", "Makefile", "README.md", "pyproject.toml", "setup.cfg")
-LIBRARY = f"tf_slipstream/ops/_slipstream_ops_tf{'.'.join(tf.__version__.split('.')[:2])}.so"
+LIBRARY = f"tf_slipstream/ops/_slipstream_ops_tf{MINOR}.so"
 # What a working folder holds beside the sources.
 LEFTOVERS = ("build/a.o", "tf_slipstream/ops/_slipstream_ops_tf1.0.so", ".venv/lib/a.py")
+SUPPORTED = list(versions.TENSORFLOW_VERSIONS)
 WITHOUT_COMPILER = os.environ | {"CXX": "/nonexistent"}
 # Of the CUDA kernels, if nvcc is there, one architecture: to compile for all takes minutes.
 QUICKLY = os.environ | {"CUDAARCHS": os.environ.get("CUDAARCHS", "80")}
@@ -86,9 +90,15 @@ def test_a_source_archive_has_every_source_and_nothing_else(source_archive):
         content.decode()  # text: raises otherwise
 
 
-def test_a_wheel_from_the_source_archive_has_native_ops_that_load(source_archive, tmp_path):
-    wheel, printed = build_wheel(source_archive, tmp_path)
+@pytest.fixture(scope="module")
+def wheel(source_archive, tmp_path_factory):
+    """A wheel from the source archive, built as by pip for the TensorFlow that runs the tests."""
+    wheel, printed = build_wheel(source_archive, tmp_path_factory.mktemp("wheel"))
     assert wheel is not None, printed
+    return wheel
+
+
+def test_a_wheel_from_the_source_archive_has_native_ops_that_load(source_archive, wheel, tmp_path):
     platform = re.sub("[-.]", "_", sysconfig.get_platform())
     assert wheel.name == f"tf_slipstream-{tf_slipstream.__version__}-py3-none-{platform}.whl"
     modules = {name for name in source_archive[1] if re.match(r"tf_slipstream/.*\.py$", name)}
@@ -99,11 +109,49 @@ def test_a_wheel_from_the_source_archive_has_native_ops_that_load(source_archive
         licence = packed.read(f"{information}/licenses/LICENSE")
         assert licence == (ROOT / "LICENSE").read_bytes()
         metadata = packed.read(f"{information}/METADATA").decode()
-        assert "Requires-Dist: tensorflow==2.21.*" in metadata
         assert "License-Expression: Apache-2.0" in metadata
         library = packed.extract(LIBRARY, tmp_path)
     load = "import sys, tensorflow as tf; tf.load_op_library(sys.argv[1]).Slipstream_ApplyRows"
     subprocess.run([sys.executable, "-c", load, library], check=True)
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="fetches TensorFlow; .ci/run does it")
+def test_a_fresh_environment_without_compiler_runs_the_readme(wheel):
+    command = [sys.executable, "tools/matrix.py", "--tensorflow", MINOR, "--wheel", str(wheel)]
+    done = subprocess.run([*command, "--tests"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"| {MINOR} |" in done.stdout
+
+
+def test_all_that_names_tensorflow_versions_names_the_same():
+    metadata = (ROOT / "pyproject.toml").read_text()
+    (lowest,) = set(re.findall(r"(?:tensorflow|tf_keras)>=([\d.]+),<3", metadata))
+    backend = (ROOT / "custom_ops" / "build_backend.py").read_text()
+    assert lowest == versions.OLDEST and f'"tensorflow>={lowest},<3"' in backend
+    (page,) = (ROOT / "docs").rglob("versions.md")
+    assert re.findall(r"^\| (2\.\d+) \|", page.read_text(), re.M)[: len(SUPPORTED)] == SUPPORTED
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert "tensorflow: [" + ", ".join(f'"{minor}"' for minor in SUPPORTED) + "]" in release
+    assert f"--tensorflow {versions.OLDEST} {versions.NEWEST}" in (ROOT / "Makefile").read_text()
+
+
+def found_tensorflow(python, **environment):
+    """Returns what a build by a Python is told of TensorFlow, or the error."""
+    command = [python, str(ROOT / "custom_ops" / "tensorflow_flags.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return done.stdout.strip().split(";") if done.returncode == 0 else done.stderr
+
+
+def test_a_build_finds_the_tensorflow_that_is_installed_and_says_where_there_is_none(tmp_path):
+    folder = pathlib.Path(tf.__file__).parent
+    expected = [MINOR, str(folder / "include"), str(folder / "libtensorflow_framework.so.2")]
+    assert found_tensorflow(sys.executable) == expected
+    # As pip isolates a build: the environment's packages are taken away.
+    hide = "import sys; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    assert found_tensorflow(sys.executable, PYTHONPATH=str(tmp_path)) == expected
+    venv.create(tmp_path / "empty")
+    assert "No module" in found_tensorflow(tmp_path / "empty" / "bin" / "python")
 
 
 def configured(folder, *options, env):

@@ -15,6 +15,7 @@ from tests.models import (
     click_model,
     embedding_of,
     fit,
+    ids_input,
     random_table,
     values_of,
 )
@@ -150,7 +151,7 @@ class TestFit:
         ids = tf.ragged.constant([[1, 5, 5], [], [9], [0, 3]], dtype=tf.int64)
         labels = np.array([[1.0], [0.0], [1.0], [0.0]])
         table = random_table()
-        inputs = keras.Input([None], dtype="int64", **{kind: True})
+        inputs = ids_input(kind, None)
         layer = embedding_of(table, combiner="mean", name="tags")
         model = keras.Model(inputs, keras.layers.Dense(1)(layer(inputs)))
         model.compile(slipstream("adam"), loss="mse")
@@ -296,7 +297,7 @@ class TestPrecision:
         finally:
             set_policy("float32")
         assert losses[-1] < losses[0]
-        assert int(model.optimizer.iterations) == 40
+        assert int(optimizer.iterations) == 40
 
 
 class TestCustomLoop:

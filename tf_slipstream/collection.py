@@ -284,7 +284,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
     def compute_output_spec(self, inputs, weights=None):
         def spec(ids, shape):
             is_ragged = self._combiner is None and getattr(ids, "ragged", False)
-            return _compat.keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=is_ragged)
+            return _compat.symbolic_output(shape, self.compute_dtype, is_ragged)
 
         fields = self._by_field(inputs)
         if fields is None:

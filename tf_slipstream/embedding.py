@@ -146,11 +146,8 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
 
     def compute_output_spec(self, inputs, weights=None):
         shape = self.compute_output_shape(inputs.shape)
-        return _compat.keras.KerasTensor(
-            shape,
-            dtype=self.compute_dtype,
-            ragged=self._combiner is None and getattr(inputs, "ragged", False),
-        )
+        is_ragged = self._combiner is None and getattr(inputs, "ragged", False)
+        return _compat.symbolic_output(shape, self.compute_dtype, is_ragged)
 
     def enable_lora(self, *args, **kwargs):
         raise ValueError(f"SlipstreamEmbedding does not support LoRA: {_REFUSED['lora_rank']}.")

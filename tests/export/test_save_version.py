@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export.click_models import DIM, NUM_DENSE, NUM_ROWS, NUM_TAGS, batch, click_model, train
-from tests.models import embedding_of, random_table
+from tests.models import embedding_of, ids_input, random_table
 from tf_slipstream import SlipstreamEmbedding, export
 from tf_slipstream._compat import IS_KERAS_3, keras
 
@@ -145,7 +145,7 @@ def test_it_loads_what_a_delta_made_as_well(published, program, tmp_path):
 
 
 def test_ragged_inputs_are_given_as_values_and_row_splits(tmp_path, elsewhere):
-    ids = keras.Input([None], dtype="int64", name="ids", ragged=True)
+    ids = ids_input("ragged", None, name="ids")
     rows = embedding_of(random_table(NUM_ROWS, DIM), combiner="mean")(ids)
     model = keras.Model(ids, keras.layers.Dense(2)(rows))
     export.save_version(model, tmp_path / "1")

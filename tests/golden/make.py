@@ -2,7 +2,8 @@
 
 It writes `NAME-keras3-model.json` or `NAME-tf_keras-model.json`: a Keras file, a weights file and a
 checkpoint, of a model after 12 steps, and what 12 more steps make of each. Under Keras 3 it writes
-`NAME-published.json` as well: a version, a delta to the next, and the tables of both.
+`NAME-published.json` as well: a version, a delta to the next, and the tables of both. A release has
+two names: `0.1`, made with the newest TensorFlow, and `0.1-tf2.18`, made with the oldest.
 """
 
 import pathlib

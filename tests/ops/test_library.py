@@ -51,7 +51,7 @@ def assert_right_results_and_one_warning(match):
             np.testing.assert_array_equal(sums, [[2, 2], [1, 1]])
     assert len(caught) == 1
     message = str(caught[0].message)
-    assert "pip install --no-build-isolation" in message
+    assert "pip install --force-reinstall" in message
     assert "slower" in message
 
 

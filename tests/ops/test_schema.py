@@ -75,7 +75,7 @@ def test_a_library_with_another_schema_is_refused_and_the_difference_named(
     with pytest.warns(RuntimeWarning, match=message) as caught:
         assert _library._load() is None
     assert len(caught) == 1
-    assert "pip install --no-build-isolation" in str(caught[0].message)
+    assert "pip install --force-reinstall" in str(caught[0].message)
 
 
 def test_with_a_refused_library_results_are_right(monkeypatch):

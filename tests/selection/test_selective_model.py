@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tf_slipstream as slipstream
-from tests.models import assert_all_equal, values_of
+from tests.models import assert_all_equal, ids_input, values_of
 from tests.selection.models import (
     BATCH,
     DIMS,
@@ -321,18 +321,15 @@ def test_of_several_outputs_one_decides_and_the_others_are_weighted(is_dict):
     assert abs(star.mean() / stars.mean() - 1) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["ragged", "sparse", "bags"])
+@pytest.mark.parametrize("kind", ["ragged", "sparse", "dense"])
 def test_inputs_of_every_kind_wait_and_are_trained_on(kind):
     rng = np.random.default_rng(0)
     bags = [rng.integers(20, size=1 + n % 3).tolist() for n in range(640)]
     labels = np.float32([min(bag) < 5 for bag in bags])
     ids = tf.ragged.constant(bags, tf.int64)
-    if kind == "bags":
-        ids, shape = ids.to_tensor(), [3]
-    else:
-        ids, shape = (ids.to_sparse() if kind == "sparse" else ids), [None]
-    options = {} if kind == "bags" else {kind: True}
-    inputs = keras.Input(shape, dtype="int64", **options)
+    inputs = ids_input(kind, 3 if kind == "dense" else None)
+    if kind != "ragged":
+        ids = ids.to_tensor() if kind == "dense" else ids.to_sparse()
     rows = slipstream.SlipstreamEmbedding(20, 4, combiner="mean")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(rows))
     pilot = slipstream.Pilot([20], ids=lambda ids: [ids])

@@ -23,6 +23,7 @@ from tf_slipstream._compat.common import (
     register_serializable,
     serialize,
     strategy_of,
+    symbolic_output,
     uses_weight_decay,
     with_field_seed,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "slot_name",
     "strategy_of",
     "symbolic_mask",
+    "symbolic_output",
     "table_of",
     "tf_variable",
     "uses_weight_decay",

@@ -87,6 +87,12 @@ def makes_its_numbers(initializer):
     return is_keras_own and isinstance(initializer, tuple(getattr(initializers, k) for k in kinds))
 
 
+def symbolic_output(shape, dtype, is_ragged):
+    """Returns the placeholder of a layer's output in a functional model of Keras 3."""
+    # Before 3.9 Keras has none that are ragged, and does not know the word.
+    return keras.KerasTensor(shape, dtype=dtype, **({"ragged": True} if is_ragged else {}))
+
+
 def logits_behind(probabilities):
     """Returns the logits that a loss of Keras takes in place of these probabilities, or None."""
     logits = getattr(probabilities, "_keras_logits", None)

@@ -16,8 +16,8 @@ _enabled = os.environ.get("TF_SLIPSTREAM_NATIVE", "1") not in ("0", "false", "Fa
 
 _HOW_TO_BUILD = (
     "Training works all the same on plain TensorFlow ops, but slower. To build the native ops for "
-    "this TensorFlow, with g++ installed: pip install --no-build-isolation --force-reinstall "
-    "--no-deps <the tf_slipstream source folder>"
+    "this TensorFlow, with g++ installed: pip install --force-reinstall --no-deps "
+    "<the tf_slipstream source folder>"
 )
 
 
