@@ -10,7 +10,6 @@ with that of the first day.
 """
 
 import os
-import pathlib
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -116,7 +115,9 @@ def open_log(args):
 
 def main(argv=None):
     parser = running.parser_of(__doc__)
-    parser.add_argument("--folder", default="published", help="to publish in; must be new")
+    parser.add_argument(
+        "--folder", type=running.new_folder, required=True, help="to publish in; must be new"
+    )
     parser.add_argument("--data", help="Criteo .tsv, .tsv.gz or .parquet; default: synthetic")
     parser.add_argument("--hash-size", type=running.count, help="ids per field of --data")
     parser.add_argument("--scale", type=running.rate, default=0.01, help="of Criteo's fields")
@@ -128,12 +129,9 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    folder = pathlib.Path(args.folder)
-    if folder.exists() and any(folder.iterdir()):
-        parser.error(f"--folder {folder} has files; name a new folder")
-    (folder / "models").mkdir(parents=True, exist_ok=True)
-    (folder / "deltas").mkdir(exist_ok=True)
-    log = open_log(args)
+    log, folder = open_log(args), args.folder
+    for part in ("models", "deltas"):
+        (folder / part).mkdir()
     print(f"{args.days} days of {args.examples:,} examples; {sum(log.cardinalities):,} rows")
 
     rows = []
@@ -144,7 +142,9 @@ def main(argv=None):
             bring_up_to_date(folder, day)
             changed = f"{published.num_rows['fields/embeddings']:,}"
         inputs, clicks = clicks_of(day + 1, log, args)
-        aucs = [running.area_under_curve(clicks, served(folder, which, inputs)) for which in (day, 1)]
+        aucs = [
+            running.area_under_curve(clicks, served(folder, which, inputs)) for which in (day, 1)
+        ]
         megabytes = f"{published.num_bytes / 1e6:.1f}"
         rows.append((f"day {day}", changed, megabytes, *(f"{auc:.4f}" for auc in aucs)))
     running.print_table(

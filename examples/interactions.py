@@ -12,7 +12,8 @@ _NAMES = {
     "users": ("user", "user_id", "userid", "session", "session_id", "sessionid"),
     "items": ("item", "item_id", "itemid", "movie_id", "movieid"),
     "ratings": ("rating",),
-    "times": ("timestamp", "time", "pos", "position"),
+    "times": ("timestamp", "time"),
+    "places": ("pos", "position"),
 }
 # Of files without a first line of names: MovieLens' `u.data` and `ratings.dat`.
 _MOVIELENS = ("user", "item", "rating", "timestamp")
@@ -28,13 +29,15 @@ _SHARES = (0.5, 0.35, 0.15)
 class Interactions:
     """Users, and the items that they chose, each an array `[num_interactions]`.
 
-    `ratings` and `times` are None where a file has none. Users and items are integers or texts.
+    Users and items are integers or texts. `times` are of the whole log, `places` within a user's
+    part of it. The last three are None where a file has none.
     """
 
     users: np.ndarray
     items: np.ndarray
     ratings: np.ndarray | None
     times: np.ndarray | None
+    places: np.ndarray | None
 
     def __len__(self):
         return len(self.users)
@@ -47,11 +50,14 @@ class Interactions:
     def shuffled(self, seed=0):
         return self[np.random.default_rng(seed).permutation(len(self))]
 
-    def in_order(self):
-        """Returns those of each user one after the other, in time."""
-        if self.times is None:
-            raise ValueError("expected a column of times, such as `timestamp`")
-        return self[np.lexsort((self.times, self.users))]
+    def by_user(self):
+        """Returns those of each user together, in time, or by place, or as they were."""
+        order = next((o for o in (self.times, self.places) if o is not None), np.arange(len(self)))
+        return self[np.lexsort((order, self.users))]
+
+    def by_time(self):
+        """Returns them in time, or as they were."""
+        return self if self.times is None else self[np.argsort(self.times, kind="stable")]
 
 
 def add_arguments(parser):
@@ -181,7 +187,7 @@ def synthetic(num_users, num_items, num_interactions, seed=0):
     ratings = np.clip(np.rint(ratings), 1, 5).astype(np.float32)
     names = rng.permutation(num_items)  # popular ones are anywhere
     times = np.tile(np.arange(length), num_users)
-    return Interactions(users, names[items].ravel(), ratings.ravel(), times)
+    return Interactions(users, names[items].ravel(), ratings.ravel(), times, None)
 
 
 def _popular(rng, size, num):
@@ -194,6 +200,11 @@ def numbered(values):
     return np.unique(values, return_inverse=True)
 
 
-def as_texts(ids):
-    """Returns ids as an array of texts, which need not be numbers."""
-    return np.asarray(ids).astype(str)
+def as_named(found):
+    """Returns interactions whose users and items are texts, such as "u7", also where they were not."""
+    named = {}
+    for column, letter in (("users", "u"), ("items", "i")):
+        ids = getattr(found, column)
+        is_number = np.issubdtype(ids.dtype, np.number)
+        named[column] = np.char.add(letter, ids.astype(str)) if is_number else ids.astype(str)
+    return dataclasses.replace(found, **named)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import pathlib
 import sys
 import time
 
@@ -35,6 +36,19 @@ def rate(text):
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
+
+
+def new_folder(text):
+    """Type of arguments that name a folder to write in: it is made, or is there and empty."""
+    folder = pathlib.Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot make the folder: {error}") from error
+    if not is_empty:
+        raise argparse.ArgumentTypeError(f"{text} has files; name a new folder")
+    return folder
 
 
 class Progress(tf.keras.callbacks.Callback):

@@ -125,7 +125,7 @@ def sequences_of(found, length):
         `(train, test, num_items)`: both `[num_users, length + 1]`, padded on the left by 0. The
         last column is what follows the others.
     """
-    found = found.in_order()
+    found = found.by_user()
     names, items = interactions.numbered(found.items)
     starts = np.flatnonzero(np.append(True, found.users[1:] != found.users[:-1]))
     ends = np.append(starts[1:], len(found))
@@ -210,9 +210,7 @@ def main(argv=None):
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be in [0, 1), got {args.dropout}")
 
-    found = interactions.load(
-        args, args.users, args.items, args.users * args.length, needs=["times"]
-    )
+    found = interactions.load(args, args.users, args.items, args.users * args.length)
     data = sequences_of(found, args.length)
     if not len(data[0]):
         sys.exit(f"{args.data} has no user with 3 items or more")
