@@ -201,7 +201,7 @@ def numbered(values):
 
 
 def as_named(found):
-    """Returns interactions whose users and items are texts, such as "u7", also where they were not."""
+    """Returns interactions whose users and items are texts: "u7" for a number."""
     named = {}
     for column, letter in (("users", "u"), ("items", "i")):
         ids = getattr(found, column)
