@@ -1,18 +1,19 @@
 """DeepFM and DCN, with stock Keras and with tf_slipstream.
 
-    python examples/click_models.py                        # both models on a synthetic log
-    python examples/click_models.py --models deepfm --data train.txt    # Criteo's own format
+    python examples/click_models.py                     # on a synthetic log
+    python examples/click_models.py --data train.txt    # Criteo's own format
 
-The models are plain Keras. What differs is `look_up`: a `keras.layers.Embedding` for each field, or
-one `SlipstreamEmbeddingCollection` for all, and the optimizer that is wrapped. Both start from the
-same weights and see the same examples.
+The models are plain Keras. What differs is `look_up`: a
+`keras.layers.Embedding` for each field, or one `SlipstreamEmbeddingCollection`
+for all, and the optimizer that is wrapped. Both start from the same weights and
+see the same examples.
 """
 
 import os
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import click_logs
 import numpy as np
 import running
 import tensorflow as tf
@@ -122,11 +123,9 @@ def train(name, log, args, is_ours):
     """Trains one model and returns its row of the table."""
     model = compiled(name, log, args, is_ours)
     num_train, num_test = split(log, args)
-    num_steps = -(-num_train // args.batch_size)
     label = f"{name}, {'tf_slipstream' if is_ours else 'stock Keras'}"
-    progress = running.Progress(label, num_steps)
-    data = log.dataset(num_train, args.batch_size)
-    data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
+    data = click_logs.dataset(log, num_train, args.batch_size)
+    progress = running.Progress(label, len(data))
     model.fit(data, shuffle=False, verbose=0, callbacks=[progress])
     test = list(log.batches(num_test, 4096, start=num_train))
     scores = np.concatenate([model.predict_on_batch(inputs)[:, 0] for inputs, _ in test])
@@ -142,38 +141,21 @@ def split(log, args):
     return min(args.examples, log.num_examples - num_test), num_test
 
 
-def open_log(args):
-    if args.data is None:
-        cardinalities = slipstream.data.criteo_cardinalities(scale=args.scale)
-        return slipstream.data.SyntheticClickLog(cardinalities=cardinalities, seed=args.seed)
-    try:
-        log = slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
-        split(log, args)  # Reads text to its end, to count its lines.
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"Cannot read {args.data}: {error}")
-    return log
-
-
 def main(argv=None):
     parser = running.parser_of(__doc__)
-    parser.add_argument("--data", help="Criteo .tsv, .tsv.gz or .parquet; default: synthetic")
-    parser.add_argument("--hash-size", type=running.count, help="ids per field of --data")
+    click_logs.add_arguments(parser)
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=MODELS)
-    parser.add_argument(
-        "--scale", type=running.rate, default=0.01, help="of Criteo Kaggle's cardinalities"
-    )
     parser.add_argument("--examples", type=running.count, default=100_000, help="at most")
     parser.add_argument("--test-examples", type=running.count, default=50_000, help="at most")
-    parser.add_argument("--batch-size", type=running.count, default=1024)
+    parser.add_argument("--batch-size", type=running.count, default=512)
     parser.add_argument("--dim", type=running.count, default=16, help="length of a row")
     parser.add_argument("--hidden", type=running.count, nargs="+", default=[128, 64])
     parser.add_argument("--optimizer", default="Adam", choices=["SGD", "Adagrad", "Adam"])
-    parser.add_argument("--learning-rate", type=running.rate, default=0.001)
+    parser.add_argument("--learning-rate", type=running.rate, default=0.003)
     parser.add_argument("--policy", choices=["conservative", "balanced", "aggressive"])
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    log = open_log(args)
+    log = click_logs.load(args)
     num_train, num_test = split(log, args)
     print(
         f"{num_train:,} examples to train on, {num_test:,} to test; "

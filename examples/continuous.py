@@ -1,19 +1,20 @@
 """Trains day by day, and brings what changed to a served model.
 
-    python examples/continuous.py --folder published       # a synthetic log whose ids come and go
-    python examples/continuous.py --folder published --data train.txt --hash-size 100000
+    python examples/continuous.py --folder published    # a synthetic log
+    python examples/continuous.py --folder published --data train.txt
 
-Every day a job loads model and optimizer as they were, trains on the new clicks, publishes the rows
-that changed and saves. The serving host makes its next version of its last one and this delta. The
-table at the end compares, on the clicks of the next day, the model that is brought up to date daily
-with that of the first day.
+Every day a job loads model and optimizer as they were, trains on the new
+clicks, publishes the rows that changed and saves. The serving host makes its
+next version of its last one and this delta. The table at the end compares, on
+the clicks of the next day, the model that is brought up to date daily with that
+of the first day.
 """
 
 import os
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import click_logs
 import numpy as np
 import running
 import tensorflow as tf
@@ -53,10 +54,8 @@ def train_a_day(folder, day, log, args):
     state = folder / "state.keras"
     model = keras.models.load_model(state) if state.exists() else click_model(log, args)
     export.DeltaTracker(model, folder / "marks")
-    num_steps = -(-args.examples // BATCH_SIZE)
-    data = log.dataset(args.examples, BATCH_SIZE, start=(day - 1) * args.examples)
-    data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
-    progress = running.Progress(f"day {day}", num_steps)
+    data = click_logs.dataset(log, args.examples, BATCH_SIZE, start=(day - 1) * args.examples)
+    progress = running.Progress(f"day {day}", len(data))
     model.fit(data, shuffle=False, verbose=0, callbacks=[progress])
     if day == 1:
         published = export.save_version(model, folder / "models" / "1")
@@ -92,44 +91,23 @@ def clicks_of(day, log, args):
     return (dense, ids), np.concatenate([clicks for _, clicks in parts])
 
 
-def open_log(args):
-    if args.data is None:
-        return slipstream.data.SyntheticClickLog(
-            cardinalities=slipstream.data.criteo_cardinalities(scale=args.scale),
-            trend_period=30 * args.examples,
-            seed=args.seed,
-        )
-    try:
-        log = slipstream.data.open_click_log(args.data, hash_size=args.hash_size)
-        num_examples = log.num_examples  # Reads text to its end, to count its lines.
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"Cannot read {args.data}: {error}")
-    needed = (args.days + 1) * args.examples
-    if num_examples < needed:
-        sys.exit(
-            f"{args.data} has {num_examples:,} examples; {args.days} days and one to test need "
-            f"{needed:,}. Give fewer --days or --examples."
-        )
-    return log
-
-
 def main(argv=None):
     parser = running.parser_of(__doc__)
     parser.add_argument(
         "--folder", type=running.new_folder, required=True, help="to publish in; must be new"
     )
-    parser.add_argument("--data", help="Criteo .tsv, .tsv.gz or .parquet; default: synthetic")
-    parser.add_argument("--hash-size", type=running.count, help="ids per field of --data")
-    parser.add_argument("--scale", type=running.rate, default=0.01, help="of Criteo's fields")
+    click_logs.add_arguments(parser)
     parser.add_argument("--days", type=running.count, default=5)
     parser.add_argument("--examples", type=running.count, default=60_000, help="of a day")
     parser.add_argument("--dim", type=running.count, default=16, help="length of a row")
     parser.add_argument("--learning-rate", type=running.rate, default=0.002)
     parser.add_argument("--policy", choices=["conservative", "balanced", "aggressive"])
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    log, folder = open_log(args), args.folder
+    # Ids come and go: in 30 days each is popular once.
+    num_needed = (args.days + 1) * args.examples
+    log = click_logs.load(args, num_needed, trend_period=30 * args.examples)
+    folder = args.folder
     for part in ("models", "deltas"):
         (folder / part).mkdir()
     print(f"{args.days} days of {args.examples:,} examples; {sum(log.cardinalities):,} rows")

@@ -1,12 +1,13 @@
-"""Moves a trained table into a larger vocabulary: new users and items came, training goes on.
+"""Moves a trained table into a larger vocabulary: new users and items came,
+training goes on.
 
     python examples/larger_vocabulary.py                   # synthetic
     python examples/larger_vocabulary.py --data ratings.csv
 
-New names go behind the old ones, so that each row stays where it is, and `slipstream.resize` gives
-the table more rows: values, the optimizer's slots and what sleeps stay. The table at the end
-compares this with what else one can do, on the last fifth of the new log: was an item chosen, or
-drawn at random?
+New names go behind the old ones, so that each row stays where it is, and
+`slipstream.resize` gives the table more rows: values, the optimizer's slots and
+what sleeps stay. The table at the end compares this with what else one can do,
+on the last fifth of the new log: was an item chosen, or drawn at random?
 """
 
 import os

@@ -1,13 +1,14 @@
 """Next items of sequences (SASRec), with stock Keras and with tf_slipstream.
 
     python examples/sequences.py                           # synthetic sequences
-    python examples/sequences.py --data ratings.csv        # MovieLens, or sessions with positions
+    python examples/sequences.py --data ratings.csv        # MovieLens, say
 
-Self-attention reads what a user chose and predicts what is next, at every place of a sequence
-(Kang and McAuley 2018). Sequences are padded on the left by item 0: `mask_zero=True` keeps padding
-out of attention and out of the loss. Output weights are tied: one table has the rows of the items
-that are read and of those that are predicted. A training step scores the next item against one
-drawn at random; `recommender` scores all items.
+Self-attention reads what a user chose and predicts what is next, at every place
+of a sequence (Kang and McAuley 2018). Sequences are padded on the left by item
+0: `mask_zero=True` keeps padding out of attention and out of the loss. Output
+weights are tied: one table has the rows of the items that are read and of those
+that are predicted. A training step scores the next item against one drawn at
+random; `recommender` scores all items.
 """
 
 import os

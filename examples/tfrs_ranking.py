@@ -3,8 +3,8 @@
     python examples/tfrs_ranking.py                        # synthetic ratings
     python examples/tfrs_ranking.py --data ratings.csv     # MovieLens
 
-The model is that of TFRS' tutorial. With tf_slipstream the layer and the optimizer are replaced,
-and nothing else.
+The model is that of TFRS' tutorial. With tf_slipstream the layer and the
+optimizer are replaced, and nothing else.
 """
 
 import os

@@ -1,11 +1,13 @@
-"""Two-tower retrieval with TensorFlow Recommenders: names of users in, names of items out.
+"""Two-tower retrieval with TensorFlow Recommenders: names of users in, names of
+items out.
 
     python examples/tfrs_retrieval.py --publish published
     python examples/tfrs_retrieval.py --data ratings.csv
 
-The towers are those of TFRS' tutorial: a `StringLookup`, an embedding, a dense layer. With
-tf_slipstream the layer and the optimizer are replaced, and nothing else. What is published holds
-the vocabularies and an index of all items, in stock TensorFlow ops.
+The towers are those of TFRS' tutorial: a `StringLookup`, an embedding, a dense
+layer. With tf_slipstream the layer and the optimizer are replaced, and nothing
+else. What is published holds the vocabularies and an index of all items, in
+stock TensorFlow ops.
 """
 
 import os
