@@ -1,13 +1,45 @@
 """What the examples need to run and no model needs: arguments, progress, a table of results."""
 
 import argparse
+import contextlib
 import math
+import os
 import pathlib
 import sys
+import tempfile
 import time
 
 import numpy as np
-import tensorflow as tf
+
+
+@contextlib.contextmanager
+def quiet_start():
+    """Keeps off the terminal what TensorFlow's C++ says while it starts, unless the start fails.
+
+    It says so before it reads TF_CPP_MIN_LOG_LEVEL, so that only its file descriptor can be turned.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+# Scripts import this module before TensorFlow.
+with quiet_start():
+    import tensorflow as tf
+
+    import tf_slipstream  # noqa: F401
+
+    tf.config.list_physical_devices()
 
 # The first steps trace and compile.
 _NUM_WARM_UP = 5

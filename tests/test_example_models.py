@@ -4,6 +4,8 @@ import argparse
 import importlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +68,13 @@ def test_help_fits_a_terminal_and_names_a_command(script, capsys, name):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert f"python examples/{name}.py" in text
+
+
+def test_a_script_starts_from_a_shell_and_quietly():
+    command = [sys.executable, str(EXAMPLES / "sequences.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: sequences.py" in done.stdout
+    assert "absl" not in done.stderr and "rebuild TensorFlow" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
