@@ -114,6 +114,51 @@ def two_parts(args):
     return first, second[:cut], second[cut:]
 
 
+def compared(first, second, test, old, new, args):
+    """Returns a row of the table for each way to go on after the first half, and the grown model.
+
+    Args:
+        first: Users, items and labels of the first half; the next two of the second.
+        second: To train on.
+        test: To measure.
+        old: Vocabularies of users and of items at first.
+        new: Larger ones.
+        args: The command line's.
+    """
+
+    def made(vocabularies):
+        return choice_model(*(len(vocabulary) + 1 for vocabulary in vocabularies), args)
+
+    def trained_before():
+        model = made(old)
+        fit("first half", model, old, first, args)
+        return model
+
+    rows = []
+
+    def go_on(name, model, vocabularies):
+        fit(name, model, vocabularies, second, args)
+        aucs = measured(model, vocabularies, test, old[1])
+        rows.append((name, *(f"{auc:.4f}" for auc in aucs)))
+
+    go_on("start anew", made(new), new)
+    model = trained_before()
+    with_rows = made(new)
+    copy_rows(model, with_rows)
+    go_on("rows copied, optimizer new", with_rows, new)
+    go_on("new names are unknown", model, old)
+    model = trained_before()
+    grow(model, new)
+    go_on("slipstream.resize", model, new)
+    return rows, model
+
+
+def copy_rows(model, new_model):
+    """Copies weights, and rows to the first rows of larger tables: the optimizer starts anew."""
+    pairs = zip(model.get_weights(), new_model.get_weights(), strict=True)
+    new_model.set_weights([np.concatenate([old, new[len(old) :]]) for old, new in pairs])
+
+
 def main(argv=None):
     parser = running.parser_of(__doc__)
     interactions.add_arguments(parser)
@@ -139,34 +184,7 @@ def main(argv=None):
         f"{len(new[0]):,} and {len(new[1]):,} later"
     )
 
-    def trained_before():
-        model = choice_model(len(old[0]) + 1, len(old[1]) + 1, args)
-        fit("first half", model, old, first, args)
-        return model
-
-    model = trained_before()
-    weights = model.get_weights()
-    rows = []
-
-    def finish(name, model, vocabularies):
-        fit(name, model, vocabularies, second, args)
-        aucs = measured(model, vocabularies, test, old[1])
-        rows.append((name, *(f"{auc:.4f}" for auc in aucs)))
-
-    anew = choice_model(len(new[0]) + 1, len(new[1]) + 1, args)
-    finish("start anew", anew, new)
-    rows_alone = choice_model(len(new[0]) + 1, len(new[1]) + 1, args)
-    rows_alone.set_weights(
-        [
-            np.concatenate([weight, fresh[len(weight) :]]) if len(weight) < len(fresh) else weight
-            for weight, fresh in zip(weights, rows_alone.get_weights(), strict=True)
-        ]
-    )
-    finish("rows copied, optimizer new", rows_alone, new)
-    finish("new names are unknown", model, old)
-    model = trained_before()
-    grow(model, new)
-    finish("slipstream.resize", model, new)
+    rows, model = compared(first, second, test, old, new, args)
     running.print_table(("", "AUC, old items", "AUC, new items"), rows)
     if args.publish:
         version = slipstream.export.save_version(served(model, new), args.publish / "1")

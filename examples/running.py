@@ -132,11 +132,16 @@ def print_table(titles, rows):
 
 
 def area_under_curve(labels, scores):
-    """Returns the exact AUC: the share of (click, no click) pairs in the right order, ties half."""
+    """Returns the exact AUC: the share of (click, no click) pairs in the right order, ties half.
+
+    It is NaN where all or none were clicked.
+    """
     order = np.argsort(scores, kind="stable")
     _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
     ranks = np.repeat(first + (counts + 1) / 2, counts)
     clicks = labels[order] > 0.5
-    num_clicks = clicks.sum()
+    num_clicks = int(clicks.sum())
+    if num_clicks in (0, len(labels)):
+        return math.nan
     above = ranks[clicks].sum() - num_clicks * (num_clicks + 1) / 2
     return above / (num_clicks * (len(labels) - num_clicks))
