@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help setup demo test campaign test-kernels test-cuda wheel test-wheel test-matrix lint bench \
   bench-peers bench-training bench-scaling \
-  bench-distribution clean
+  bench-distribution docs clean
 
 help:
 	@echo "make setup   make .venv, install the package with its extras and compile its ops"
@@ -114,7 +114,6 @@ bench-scaling: $(READY)
 bench-distribution: $(READY)
 	$(BIN)/python benchmarks/distribution.py $(ARGS)
 
-.PHONY: docs
 docs: $(READY)
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/picture.py

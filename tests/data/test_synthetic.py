@@ -228,6 +228,15 @@ def test_dataset_drops_the_remainder_and_has_static_shapes_then():
     assert dataset.element_spec[1].shape == (2048,)
 
 
+# Keras warns of one that ends before it was known to.
+@pytest.mark.parametrize("num_examples", [0, 1, 2048, 5000])
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_dataset_knows_how_many_batches_it_has(num_examples, drop_remainder):
+    log = SyntheticClickLog(cardinalities=SMALL)
+    dataset = log.dataset(num_examples, 2048, drop_remainder=drop_remainder)
+    assert len(dataset) == len([*dataset])
+
+
 def test_criteo_cardinalities_scale_down_to_a_minimum():
     assert criteo_cardinalities() == CRITEO_KAGGLE_CARDINALITIES
     scaled = criteo_cardinalities(0.001, minimum=10)

@@ -70,7 +70,8 @@ class ClickLog(abc.ABC):
                 dimension static.
 
         Returns:
-            A `tf.data.Dataset` of `((dense, ids), label)`; every pass over it starts anew.
+            A `tf.data.Dataset` of `((dense, ids), label)`; every pass over it starts anew. It
+            knows its number of batches where the log has no end.
         """
         # Here, because who only reads batches needs no TensorFlow.
         from tf_slipstream.data.log_dataset import as_dataset

@@ -47,13 +47,19 @@ def as_dataset(log, num_examples, batch_size, start, drop_remainder):
         return (dense, ids), tf.ensure_shape(label, [batch_dim])
 
     dtypes = [tf.float32, tf.int32, tf.float32]
-    return (
+    dataset = (
         tf.data.Dataset.counter()
         .map(lambda index: tf.numpy_function(read, [index], dtypes))
         .take_while(lambda dense, ids, label: tf.size(label) > 0)
         .map(with_shapes)
-        .prefetch(tf.data.AUTOTUNE)
     )
+    if log.num_examples is None and num_examples is not None:
+        # Keras warns of a dataset that ends before it was known to. Of a text the number of lines
+        # is known only when it was read to its end, so its datasets stay without.
+        round_up = 0 if drop_remainder else batch_size - 1
+        num_batches = (num_examples + round_up) // batch_size
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 class _BatchReader:
