@@ -1,0 +1,288 @@
+"""A cluster in a box: machines of one's own, joined by links of a chosen speed.
+
+    python benchmarks/distribution/network.py
+
+measures the links. Each machine is a network namespace of Linux. A link is a pair of virtual
+interfaces that leads to a bridge; both of its directions are shaped, as those of a network card
+are. Nothing outside is touched: the bridge has a namespace of its own too. No namespace has a name,
+so that all of them end with this process and those that it started, however it ends.
+"""
+
+import ctypes
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET, _PR_SET_PDEATHSIG = 0x40000000, 1
+_COMMAND_SECONDS = 20
+_PORT = "port"  # of the bridge; the machine's number follows
+_PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+
+
+def why_not():
+    """Returns why this system lets nobody build a box, a sentence, or nothing if it does."""
+    missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    if missing:
+        return f"{' and '.join(missing)} of iproute2 cannot be found."
+    try:
+        with Box(["one"], gigabits=1):
+            return ""
+    except OSError as error:
+        return f"Network namespaces cannot be made here ({error}): run as root, with tbf and veth."
+
+
+class Box:
+    """Machines that are joined by a bridge; they last until the `with` block ends.
+
+    Args:
+        names: Of the machines, at most 250.
+        gigabits: Gbit/s of each machine's link in each direction; None: as fast as it goes.
+
+    Raises:
+        OSError: If the system does not allow it, or its kernel cannot do it.
+    """
+
+    def __init__(self, names, gigabits):
+        self._numbers = {name: i for i, name in enumerate(names)}
+        self._processes, self._files = [], []
+        try:
+            self._hub = self._new_namespace()
+            self._commands(self._hub, "ip link add hub type bridge", "ip link set hub up")
+            self._namespaces = {}
+            for name in names:
+                self._add(name)
+                self.shape(name, gigabits)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait(timeout=30)
+        while self._files:
+            os.close(self._files.pop())
+
+    def address(self, name):
+        """Returns a machine's address, as the others know it."""
+        return f"10.87.0.{1 + self._numbers[name]}"
+
+    def popen(self, name, command, **options):
+        """Starts a program on a machine; it ends with the `with` block, or with this process."""
+        namespace = self._namespaces[name]
+        parent = os.getpid()
+
+        def prepare():
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _enter(namespace)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        environment = without_proxies(options.pop("env", os.environ))
+        process = subprocess.Popen(command, env=environment, preexec_fn=prepare, **options)
+        self._processes.append(process)
+        return process
+
+    def call(self, name, function):
+        """Calls a function on a machine, in a thread; returns what it returns."""
+        return call_in(self.path(name), function)
+
+    def path(self, name):
+        """Returns a file that stands for a machine, for `enter`."""
+        return f"/proc/{os.getpid()}/fd/{self._namespaces[name]}"
+
+    @property
+    def hub(self):
+        """A file that stands for the bridge's namespace, for `bytes_sent`."""
+        return f"/proc/{os.getpid()}/fd/{self._hub}"
+
+    def shape(self, name, gigabits):
+        """Sets the speed of a machine's link, in Gbit/s; None: as fast as it goes."""
+        ends = ((self._hub, f"{_PORT}{self._numbers[name]}"), (self._namespaces[name], "eth0"))
+        for namespace, interface in ends:
+            if gigabits is None:
+                _run(namespace, f"tc qdisc del dev {interface} root", check=False)
+                continue
+            per_second = gigabits * 1e9 / 8
+            # What a card sends within 0.5 ms, and at least two packets of 64 KiB; and a queue as
+            # switches have it.
+            burst = int(max(1 << 17, per_second * 5e-4))
+            limit = int((1 << 22) + per_second / 100)
+            self._commands(
+                namespace,
+                f"tc qdisc replace dev {interface} root tbf rate {int(gigabits * 1e6)}kbit "
+                f"burst {burst} limit {limit}",
+            )
+
+    def cut(self, name):
+        """Cuts a machine's link: what is sent is lost, and nobody is told."""
+        self._commands(self._hub, f"ip link set {_PORT}{self._numbers[name]} nomaster")
+
+    def mend(self, name):
+        """Joins a machine again whose link was cut."""
+        self._commands(self._hub, f"ip link set {_PORT}{self._numbers[name]} master hub")
+
+    def _add(self, name):
+        number, namespace = self._numbers[name], self._new_namespace()
+        self._namespaces[name] = namespace
+        port = f"{_PORT}{number}"
+        self._commands(
+            self._hub,
+            f"ip link add {port} type veth peer name eth0 netns {self.path(name)}",
+            f"ip link set {port} master hub up",
+        )
+        self._commands(
+            namespace,
+            "ip link set lo up",
+            f"ip address add {self.address(name)}/24 dev eth0",
+            "ip link set eth0 up",
+        )
+
+    def _new_namespace(self):
+        def make():
+            _check(_LIBC.unshare(_CLONE_NEWNET))
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+        self._files.append(_in_thread(make))
+        return self._files[-1]
+
+    @staticmethod
+    def _commands(namespace, *commands):
+        for command in commands:
+            _run(namespace, command)
+
+
+def enter(path):
+    """Moves this thread to the machine that a file stands for."""
+    namespace = os.open(path, os.O_RDONLY)
+    _enter(namespace)
+    os.close(namespace)
+
+
+def call_in(path, function):
+    """Calls a function in a thread that is on the machine that a file stands for."""
+
+    def run():
+        enter(path)
+        return function()
+
+    return _in_thread(run)
+
+
+def bytes_sent(hub):
+    """Returns the bytes that all machines have sent so far, each counted once.
+
+    Args:
+        hub: `Box.hub`.
+    """
+    text = call_in(hub, pathlib.Path("/proc/thread-self/net/dev").read_text)
+    lines = [line.split(":") for line in text.splitlines() if line.strip().startswith(_PORT)]
+    return sum(int(numbers.split()[0]) for _, numbers in lines)
+
+
+def without_proxies(environment):
+    """Returns an environment by which gRPC asks no proxy for another machine of a box."""
+    return {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
+
+
+def _run(namespace, command, check=True):
+    done = subprocess.run(
+        command.split(),
+        preexec_fn=lambda: _enter(namespace),
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_SECONDS,
+    )
+    if check and done.returncode:
+        raise OSError(f"{command!r}: {done.stderr.strip()}")
+
+
+def _enter(namespace):
+    _check(_LIBC.setns(namespace, _CLONE_NEWNET))
+
+
+def _check(result):
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _in_thread(function):
+    """A namespace is a thread's: others of this process stay where they are."""
+    results = []
+
+    def run():
+        try:
+            results.append((function(), None))
+        except BaseException as error:
+            results.append((None, error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    result, error = results[0]
+    if error is not None:
+        raise error
+    return result
+
+
+_SEND = """
+import socket, sys, time
+one = socket.create_connection((sys.argv[1], 5000))
+left, part = int(sys.argv[2]), bytes(1 << 18)
+while left > 0:
+    left -= one.send(part[:left])
+one.shutdown(socket.SHUT_WR)
+one.recv(1)
+"""
+
+
+def throughput(box, sender, receiver, num_bytes):
+    """Returns the Gbit/s at which one machine's bytes reach another."""
+
+    def listen():
+        return socket.create_server(("", 5000))
+
+    with box.call(receiver, listen) as server:
+        server.settimeout(60)
+        command = [sys.executable, "-c", _SEND, box.address(receiver), str(num_bytes)]
+        process = box.popen(sender, command)
+        one, _ = server.accept()
+        with one:
+            one.settimeout(60)
+            start, num = time.perf_counter(), 0
+            while part := one.recv(1 << 20):
+                num += len(part)
+            seconds = time.perf_counter() - start
+        process.wait(timeout=60)
+    return 8e-9 * num / seconds
+
+
+def main():
+    if reason := why_not():
+        print(reason)
+        return
+    for gigabits in (0.01, 1, 10, 25):
+        with Box(["a", "b"], gigabits) as box:
+            num_bytes = int(min(1e9, gigabits * 1e9 / 8))
+            found = throughput(box, "a", "b", num_bytes)
+            sent = bytes_sent(box.hub)
+        print(f"{gigabits:>5} Gbit/s asked, {found:.3f} found; {sent / num_bytes:.3f} bytes a byte")
+
+
+if __name__ == "__main__":
+    main()
