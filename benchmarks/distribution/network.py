@@ -9,6 +9,7 @@ so that all of them end with this process and those that it started, however it 
 """
 
 import ctypes
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -45,6 +46,9 @@ class Box:
         names: Of the machines, at most 250.
         gigabits: Gbit/s of each machine's link in each direction; None: as fast as it goes.
 
+    Attributes:
+        links: Their `Links`.
+
     Raises:
         OSError: If the system does not allow it, or its kernel cannot do it.
     """
@@ -58,7 +62,9 @@ class Box:
             self._namespaces = {}
             for name in names:
                 self._add(name)
-                self.shape(name, gigabits)
+            hub = f"/proc/{os.getpid()}/fd/{self._hub}"
+            self.links = Links(hub, {name: self.path(name) for name in names})
+            self.links.shape(gigabits)
         except BaseException:
             self.close()
             raise
@@ -105,37 +111,6 @@ class Box:
         """Returns a file that stands for a machine, for `enter`."""
         return f"/proc/{os.getpid()}/fd/{self._namespaces[name]}"
 
-    @property
-    def hub(self):
-        """A file that stands for the bridge's namespace, for `bytes_sent`."""
-        return f"/proc/{os.getpid()}/fd/{self._hub}"
-
-    def shape(self, name, gigabits):
-        """Sets the speed of a machine's link, in Gbit/s; None: as fast as it goes."""
-        ends = ((self._hub, f"{_PORT}{self._numbers[name]}"), (self._namespaces[name], "eth0"))
-        for namespace, interface in ends:
-            if gigabits is None:
-                _run(namespace, f"tc qdisc del dev {interface} root", check=False)
-                continue
-            per_second = gigabits * 1e9 / 8
-            # What a card sends within 0.5 ms, and at least two packets of 64 KiB; and a queue as
-            # switches have it.
-            burst = int(max(1 << 17, per_second * 5e-4))
-            limit = int((1 << 22) + per_second / 100)
-            self._commands(
-                namespace,
-                f"tc qdisc replace dev {interface} root tbf rate {int(gigabits * 1e6)}kbit "
-                f"burst {burst} limit {limit}",
-            )
-
-    def cut(self, name):
-        """Cuts a machine's link: what is sent is lost, and nobody is told."""
-        self._commands(self._hub, f"ip link set {_PORT}{self._numbers[name]} nomaster")
-
-    def mend(self, name):
-        """Joins a machine again whose link was cut."""
-        self._commands(self._hub, f"ip link set {_PORT}{self._numbers[name]} master hub")
-
     def _add(self, name):
         number, namespace = self._numbers[name], self._new_namespace()
         self._namespaces[name] = namespace
@@ -166,6 +141,58 @@ class Box:
             _run(namespace, command)
 
 
+@dataclasses.dataclass
+class Links:
+    """What joins the machines of a box, for any process that may know of it.
+
+    Attributes:
+        hub: A file that stands for the namespace of the bridge.
+        machines: Dict from a machine's name to a file that stands for it.
+    """
+
+    hub: str
+    machines: dict
+
+    def shape(self, gigabits, *names):
+        """Sets the speed of some machines' links, or of all, in each direction.
+
+        Args:
+            gigabits: Gbit/s; None: as fast as it goes.
+            *names: Of the machines.
+        """
+        for name in names or self.machines:
+            ends = ((self.hub, self._port(name)), (self.machines[name], "eth0"))
+            for path, interface in ends:
+                _run_at(path, f"tc qdisc del dev {interface} root", check=False)
+                if gigabits is not None:
+                    _run_at(path, f"tc qdisc add dev {interface} root {_shaper(gigabits)}")
+
+    def cut(self, name):
+        """Cuts a machine's link: what is sent is lost, and nobody is told."""
+        _run_at(self.hub, f"ip link set {self._port(name)} nomaster")
+
+    def mend(self, name):
+        """Joins a machine again whose link was cut."""
+        _run_at(self.hub, f"ip link set {self._port(name)} master hub")
+
+    def bytes_sent(self):
+        """Returns the bytes that all machines have sent so far, each counted once."""
+        text = call_in(self.hub, pathlib.Path("/proc/thread-self/net/dev").read_text)
+        lines = [line.split(":") for line in text.splitlines() if line.strip().startswith(_PORT)]
+        return sum(int(numbers.split()[0]) for _, numbers in lines)
+
+    def _port(self, name):
+        return f"{_PORT}{list(self.machines).index(name)}"
+
+
+def _shaper(gigabits):
+    """Returns what tc is told: a burst of 0.5 ms and two packets or more, a queue as switches'."""
+    per_second = gigabits * 1e9 / 8
+    burst = int(max(1 << 17, per_second * 5e-4))
+    limit = int((1 << 22) + per_second / 100)
+    return f"tbf rate {int(gigabits * 1e6)}kbit burst {burst} limit {limit}"
+
+
 def enter(path):
     """Moves this thread to the machine that a file stands for."""
     namespace = os.open(path, os.O_RDONLY)
@@ -183,17 +210,6 @@ def call_in(path, function):
     return _in_thread(run)
 
 
-def bytes_sent(hub):
-    """Returns the bytes that all machines have sent so far, each counted once.
-
-    Args:
-        hub: `Box.hub`.
-    """
-    text = call_in(hub, pathlib.Path("/proc/thread-self/net/dev").read_text)
-    lines = [line.split(":") for line in text.splitlines() if line.strip().startswith(_PORT)]
-    return sum(int(numbers.split()[0]) for _, numbers in lines)
-
-
 def without_proxies(environment):
     """Returns an environment by which gRPC asks no proxy for another machine of a box."""
     return {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
@@ -209,6 +225,14 @@ def _run(namespace, command, check=True):
     )
     if check and done.returncode:
         raise OSError(f"{command!r}: {done.stderr.strip()}")
+
+
+def _run_at(path, command, check=True):
+    namespace = os.open(path, os.O_RDONLY)
+    try:
+        _run(namespace, command, check)
+    finally:
+        os.close(namespace)
 
 
 def _enter(namespace):
@@ -280,7 +304,7 @@ def main():
         with Box(["a", "b"], gigabits) as box:
             num_bytes = int(min(1e9, gigabits * 1e9 / 8))
             found = throughput(box, "a", "b", num_bytes)
-            sent = bytes_sent(box.hub)
+            sent = box.links.bytes_sent()
         print(f"{gigabits:>5} Gbit/s asked, {found:.3f} found; {sent / num_bytes:.3f} bytes a byte")
 
 
