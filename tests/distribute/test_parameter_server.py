@@ -105,11 +105,13 @@ def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
     assert counts[:100] == [1] * 100
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
-def test_fit_trains_counts_and_holds(cluster, partitioned):
-    if partitioned and _compat.IS_KERAS_3:
+@pytest.mark.parametrize("more", [{}, {"partitioned": True}, {"max_delay": 0}], ids=str)
+def test_fit_trains_counts_and_holds(cluster, more):
+    if "partitioned" in more and _compat.IS_KERAS_3:
         pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
-    settings = {"policy": programs.SLEEPY, "partitioned": partitioned}
+    if "max_delay" in more and not _compat.IS_KERAS_3:
+        pytest.skip("a bound on delay is the trainer's, which tf_keras does without")
+    settings = {"policy": programs.SLEEPY, **more}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     history = result["history"]
     assert result["iterations"] == 100
