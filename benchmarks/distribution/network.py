@@ -10,6 +10,7 @@ so that all of them end with this process and those that it started, however it 
 
 import ctypes
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -27,6 +28,7 @@ _PORT = "port"  # of the bridge; the machine's number follows
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 
+@functools.cache
 def why_not():
     """Returns why this system lets nobody build a box, a sentence, or nothing if it does."""
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
@@ -54,16 +56,11 @@ class Box:
     """
 
     def __init__(self, names, gigabits):
-        self._numbers = {name: i for i, name in enumerate(names)}
-        self._processes, self._files = [], []
+        self._names, self._processes, self._files = list(names), [], []
         try:
-            self._hub = self._new_namespace()
-            self._commands(self._hub, "ip link add hub type bridge", "ip link set hub up")
-            self._namespaces = {}
-            for name in names:
-                self._add(name)
-            hub = f"/proc/{os.getpid()}/fd/{self._hub}"
-            self.links = Links(hub, {name: self.path(name) for name in names})
+            hub, *machines = (self._new_namespace() for _ in range(1 + len(self._names)))
+            self.links = Links(hub, dict(zip(self._names, machines, strict=True)))
+            self._join()
             self.links.shape(gigabits)
         except BaseException:
             self.close()
@@ -85,20 +82,23 @@ class Box:
 
     def address(self, name):
         """Returns a machine's address, as the others know it."""
-        return f"10.87.0.{1 + self._numbers[name]}"
+        return f"10.87.0.{1 + self._names.index(name)}"
+
+    def path(self, name):
+        """Returns a file that stands for a machine, for `enter` in any process."""
+        return self.links.machines[name]
 
     def popen(self, name, command, **options):
         """Starts a program on a machine; it ends with the `with` block, or with this process."""
-        namespace = self._namespaces[name]
-        parent = os.getpid()
+        path, parent = self.path(name), os.getpid()
 
         def prepare():
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            _enter(namespace)
+            enter(path)
             if os.getppid() != parent:
                 os._exit(1)
 
-        environment = without_proxies(options.pop("env", os.environ))
+        environment = _without_proxies(options.pop("env", os.environ))
         process = subprocess.Popen(command, env=environment, preexec_fn=prepare, **options)
         self._processes.append(process)
         return process
@@ -107,25 +107,18 @@ class Box:
         """Calls a function on a machine, in a thread; returns what it returns."""
         return call_in(self.path(name), function)
 
-    def path(self, name):
-        """Returns a file that stands for a machine, for `enter`."""
-        return f"/proc/{os.getpid()}/fd/{self._namespaces[name]}"
-
-    def _add(self, name):
-        number, namespace = self._numbers[name], self._new_namespace()
-        self._namespaces[name] = namespace
-        port = f"{_PORT}{number}"
-        self._commands(
-            self._hub,
-            f"ip link add {port} type veth peer name eth0 netns {self.path(name)}",
-            f"ip link set {port} master hub up",
-        )
-        self._commands(
-            namespace,
-            "ip link set lo up",
-            f"ip address add {self.address(name)}/24 dev eth0",
-            "ip link set eth0 up",
-        )
+    def _join(self):
+        lines = ["link add hub type bridge", "link set hub up"]
+        for number, name in enumerate(self._names):
+            port = f"{_PORT}{number}"
+            lines += [
+                f"link add {port} type veth peer name eth0 netns {self.path(name)}",
+                f"link set {port} master hub up",
+            ]
+        _run(self.links.hub, "ip", lines)
+        for name in self._names:
+            address = f"address add {self.address(name)}/24 dev eth0"
+            _run(self.path(name), "ip", ["link set lo up", address, "link set eth0 up"])
 
     def _new_namespace(self):
         def make():
@@ -133,12 +126,7 @@ class Box:
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 
         self._files.append(_in_thread(make))
-        return self._files[-1]
-
-    @staticmethod
-    def _commands(namespace, *commands):
-        for command in commands:
-            _run(namespace, command)
+        return f"/proc/{os.getpid()}/fd/{self._files[-1]}"
 
 
 @dataclasses.dataclass
@@ -160,20 +148,18 @@ class Links:
             gigabits: Gbit/s; None: as fast as it goes.
             *names: Of the machines.
         """
-        for name in names or self.machines:
-            ends = ((self.hub, self._port(name)), (self.machines[name], "eth0"))
-            for path, interface in ends:
-                _run_at(path, f"tc qdisc del dev {interface} root", check=False)
-                if gigabits is not None:
-                    _run_at(path, f"tc qdisc add dev {interface} root {_shaper(gigabits)}")
+        names = names or list(self.machines)
+        _shape(self.hub, [self._port(name) for name in names], gigabits)
+        for name in names:
+            _shape(self.machines[name], ["eth0"], gigabits)
 
     def cut(self, name):
         """Cuts a machine's link: what is sent is lost, and nobody is told."""
-        _run_at(self.hub, f"ip link set {self._port(name)} nomaster")
+        _run(self.hub, "ip", [f"link set {self._port(name)} nomaster"])
 
     def mend(self, name):
         """Joins a machine again whose link was cut."""
-        _run_at(self.hub, f"ip link set {self._port(name)} master hub")
+        _run(self.hub, "ip", [f"link set {self._port(name)} master hub"])
 
     def bytes_sent(self):
         """Returns the bytes that all machines have sent so far, each counted once."""
@@ -185,19 +171,25 @@ class Links:
         return f"{_PORT}{list(self.machines).index(name)}"
 
 
-def _shaper(gigabits):
-    """Returns what tc is told: a burst of 0.5 ms and two packets or more, a queue as switches'."""
+def _shape(path, interfaces, gigabits):
+    """Shapes what leaves by these: bursts of 0.5 ms and two packets or more, a switch's queue."""
+    if gigabits is None:
+        _run(path, "tc", [f"qdisc replace dev {name} root noqueue" for name in interfaces])
+        return
     per_second = gigabits * 1e9 / 8
     burst = int(max(1 << 17, per_second * 5e-4))
     limit = int((1 << 22) + per_second / 100)
-    return f"tbf rate {int(gigabits * 1e6)}kbit burst {burst} limit {limit}"
+    shaper = f"tbf rate {int(gigabits * 1e6)}kbit burst {burst} limit {limit}"
+    _run(path, "tc", [f"qdisc replace dev {name} root {shaper}" for name in interfaces])
 
 
 def enter(path):
     """Moves this thread to the machine that a file stands for."""
     namespace = os.open(path, os.O_RDONLY)
-    _enter(namespace)
-    os.close(namespace)
+    try:
+        _check(_LIBC.setns(namespace, _CLONE_NEWNET))
+    finally:
+        os.close(namespace)
 
 
 def call_in(path, function):
@@ -210,33 +202,25 @@ def call_in(path, function):
     return _in_thread(run)
 
 
-def without_proxies(environment):
+def _without_proxies(environment):
     """Returns an environment by which gRPC asks no proxy for another machine of a box."""
     return {k: v for k, v in environment.items() if k.lower() not in _PROXIES}
 
 
-def _run(namespace, command, check=True):
-    done = subprocess.run(
-        command.split(),
-        preexec_fn=lambda: _enter(namespace),
-        capture_output=True,
-        text=True,
-        timeout=_COMMAND_SECONDS,
+def _run(path, tool, lines):
+    """Has `ip` or `tc` do some lines on the machine that a file stands for."""
+    done = call_in(
+        path,
+        lambda: subprocess.run(
+            [tool, "-batch", "-"],
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+        ),
     )
-    if check and done.returncode:
-        raise OSError(f"{command!r}: {done.stderr.strip()}")
-
-
-def _run_at(path, command, check=True):
-    namespace = os.open(path, os.O_RDONLY)
-    try:
-        _run(namespace, command, check)
-    finally:
-        os.close(namespace)
-
-
-def _enter(namespace):
-    _check(_LIBC.setns(namespace, _CLONE_NEWNET))
+    if done.returncode:
+        raise OSError(f"{tool}, of {lines}: {done.stderr.strip()}")
 
 
 def _check(result):

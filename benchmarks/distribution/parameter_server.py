@@ -38,6 +38,7 @@ OURS = {  # and what the names of their ratios end in
     for policy in POLICIES
 }
 SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
+_PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
 # Ports that the machines of a box listen at; each has them all for itself.
 _PORT = 4000
 
@@ -125,6 +126,27 @@ def predicted_bytes(args, result):
     return pulled + result["pushed_rows"] * (4 + row + 8)
 
 
+def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_servers):
+    """Returns how long a step takes, by the model of docs/parameter_server.md.
+
+    Workers, which share this machine's processors, each compute, then wait for their links. By mean
+    value analysis (Reiser and Lavenberg 1980) of one queue, for the processors, and a delay.
+
+    Args:
+        num_bytes: That a worker's step sends and gets.
+        compute: Milliseconds of one step of all workers where links cost nothing.
+        gigabits: Gbit/s of a link.
+        num_workers: Positive integer.
+        num_servers: Positive integer. The links of fewer servers than workers are shared.
+    """
+    waiting = 8e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
+    queue = 0.0
+    for num in range(1, num_workers + 1):
+        computing = compute * (1 + queue)
+        queue = num * computing / (computing + waiting)
+    return (computing + waiting) / num_workers
+
+
 def write_batches(args, path):
     """Writes as many batches of ids as there are steps: int32, none twice."""
     rng = np.random.default_rng(0)
@@ -146,6 +168,16 @@ def _run(subject, args, folder, environment, box):
     options["links"] = None if box is None else dataclasses.asdict(box.links)
     for result in run_program(PROGRAM, options, environment, box):
         result["predicted_bytes_per_step"] = predicted_bytes(args, result)
+        if result["gigabits"] is None:
+            compute = result["milliseconds"][1]
+        else:
+            result["predicted_milliseconds"] = predicted_milliseconds(
+                result["predicted_bytes_per_step"],
+                compute,
+                result["gigabits"],
+                args.workers,
+                args.servers,
+            )
         yield result
 
 
@@ -252,10 +284,12 @@ def line(result):
     """Returns a result as a line for people."""
     low, median, high = result["milliseconds"]
     speed = "not shaped" if result["gigabits"] is None else f"{result['gigabits']:g} Gbit/s"
+    predicted = result.get("predicted_milliseconds")
+    model = "" if predicted is None else f", model: {predicted:.1f}"
     return (
         f"{result['subject']:>26} {speed:>10} {result['bytes_per_step'] / 1024:8.0f} KiB a "
         f"worker's step (model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
-        f"({low:.1f}-{high:.1f}); {result['saved']}"
+        f"({low:.1f}-{high:.1f}{model}); {result['saved']}"
     )
 
 

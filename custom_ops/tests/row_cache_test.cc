@@ -61,21 +61,35 @@ void TestCapacity(int64_t capacity) {
     CHECK(num_named == distinct.order.size());
     std::vector<float> cached(distinct.num_cached * kDim);
     cache.CopyCached(distinct.ids.data(), distinct.num_cached, cached.data());
+    // Before any is stored, by which another may have to go.
+    std::vector<float> known;
     int64_t next = distinct.num_cached;
+    for (int s = 0; s < shards.num(); ++s) {
+      const int64_t num = distinct.num_known[s], size = known.size();
+      next += distinct.num_pulled[s];
+      known.resize(size + num * kDim);
+      cache.CopyCached(distinct.ids.data() + next - num, num, known.data() + size);
+    }
+    const float* next_known = known.data();
+    next = distinct.num_cached;
     for (int s = 0; s < shards.num(); ++s) {
       const int64_t num = distinct.num_pulled[s];
       std::vector<int64_t> ids(distinct.ids.begin() + next, distinct.ids.begin() + next + num);
       const int64_t first_known = num - distinct.num_known[s];
       CHECK(0 <= first_known && first_known <= num);
       std::vector<float> values(num * kDim, static_cast<float>(step));
-      cache.CopyCached(ids.data() + first_known, num - first_known,
-                       values.data() + first_known * kDim);
       std::vector<const float*> rows(num);
       std::vector<int32_t> sleeps(num);
       for (int64_t i = 0; i < num; ++i) {
         rows[i] = values.data() + i * kDim;
         sleeps[i] = RandomSleep(&random);
-        if (i >= first_known && random() % 2 == 0) sleeps[i] |= Sleep::kSameBit;
+        if (i >= first_known) {
+          if (random() % 2 == 0) {
+            sleeps[i] |= Sleep::kSameBit;
+            rows[i] = next_known;
+          }
+          next_known += kDim;
+        }
         CHECK(Sleep::Unpacked(sleeps[i]).max_batches < 10);
       }
       cache.Store(ids.data(), rows.data(), sleeps.data(), num, step);

@@ -30,6 +30,20 @@ def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
         assert f" {subject} " in printed
 
 
+def test_a_step_takes_as_long_as_processors_and_links_do():
+    from distribution.parameter_server import predicted_milliseconds as predicted
+
+    # A link of 1 Gbit/s carries 118,750 bytes of them in a millisecond.
+    assert predicted(0, 20, 1, 2, 2) == 20
+    assert predicted(118_750 * 30, 0, 1, 2, 2) == pytest.approx(15)
+    # One worker computes and waits in turn; more compute while others wait.
+    assert predicted(118_750 * 30, 20, 1, 1, 1) == pytest.approx(50)
+    assert 20 < predicted(118_750 * 30, 20, 1, 2, 2) < 25 + 10
+    # Two servers' links for four workers'.
+    assert predicted(118_750 * 30, 0, 1, 4, 2) == pytest.approx(15)
+    assert predicted(118_750 * 30, 20, 1, 2, 2) < predicted(118_750 * 31, 20, 1, 2, 2)
+
+
 @pytest.mark.parametrize("subject, rows", [("tf_keras", 100 + 40), ("tf_keras_legacy", 200)])
 def test_the_model_of_stock_counts_each_lookup_and_what_is_sent_back(subject, rows):
     from distribution import parameter_server
