@@ -27,8 +27,9 @@ STALE = {
     "refresh_every": 0,
 }
 # The same of a run of some hundred thousand steps, in which 85% of lookups are deferred and 71% of
-# row updates (docs/policy_evidence.md). Then even rows that few batches have sleep.
-LONG = {**STALE, "min_updates": 1, "updates_per_sleep": 1, "max_sleep": 64, "popular_share": 0.2}
+# row updates: rows begin with as many updates, and the fifth of them that is looked up first sleeps.
+LONG = {**STALE, "first_sleep": 16, "max_sleep": 64, "popular_share": 0.2}
+LONG_UPDATES = 10_000
 SETTINGS = {"_stale": STALE, "_long": LONG}
 
 
@@ -46,6 +47,9 @@ def main():
         head = tf.Variable(tf.random.normal([args.fields * args.dim, 1], stddev=0.01, seed=1))
         shards = list(layer.embeddings.variables)
         optimizer.build([*shards, head])
+        if "_long" in args.subject:
+            for state in optimizer.tables.values():
+                state.row_states.assign(tf.fill(state.row_states.shape, LONG_UPDATES))
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     iterator = iter(coordinator.create_per_worker_dataset(lambda: batches(args)))
 
