@@ -27,7 +27,7 @@ STALE = {
     "refresh_every": 0,
 }
 # The same of a run of some hundred thousand steps, in which 85% of lookups are deferred and 71% of
-# row updates: rows begin with as many updates, and the fifth of them that is looked up first sleeps.
+# row updates: rows begin with as many updates, and a fifth of them may sleep.
 LONG = {**STALE, "first_sleep": 16, "max_sleep": 64, "popular_share": 0.2}
 LONG_UPDATES = 10_000
 SETTINGS = {"_stale": STALE, "_long": LONG}
