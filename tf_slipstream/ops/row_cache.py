@@ -130,6 +130,10 @@ def _pull_rows_gradient(op, rows_grad, _):
     return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
 
 
+# What comes out of it came in as pulled rows, whose gradient a tape finds without.
+tf.no_gradient("Slipstream>RowCacheStore")
+
+
 def listen_to_lookups(listener):
     """Returns a number by which `note_lookup` knows a listener, which nothing here keeps alive.
 
