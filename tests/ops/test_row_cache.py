@@ -9,8 +9,11 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
+import tf_slipstream as slipstream
+from tests.models import embedding_of
+from tf_slipstream import _compat
 from tf_slipstream.ops._library import needed_native_ops
-from tf_slipstream.ops.row_cache import RowCache, push_rows, sum_gradients
+from tf_slipstream.ops.row_cache import RowCache, pull_rows, push_rows, sum_gradients
 
 NUM_ROWS, DIM = 12, 3
 _names = (f"test{i}" for i in itertools.count())
@@ -173,6 +176,41 @@ def test_a_row_that_has_not_changed_is_not_sent_again():
     # Of the three rows of step 10 and the four of two lookups of step 12 one was not sent.
     assert counts[6:8].tolist() == [3 + 4 + 3, 1]
     assert np.array_equal(look_up(cache, changed, sleeps, ids, 13)[0], changed[ids])
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+def test_a_server_sends_no_row_that_the_worker_has(wire_dtype):
+    rows = np.random.default_rng(0).normal(size=(NUM_ROWS, DIM)).astype(np.float32)
+    layer = embedding_of(rows, name="user")
+    policy = slipstream.StalenessPolicy(min_updates=1, window=2, threshold=1e9, updates_per_sleep=1)
+    optimizer = slipstream.SlipstreamOptimizer(_compat.keras.optimizers.SGD(0.1), policy=policy)
+    optimizer.build(layer.trainable_variables)
+    (state,) = optimizer.tables.values()
+    ids = tf.constant([1, 4, 7, 4])
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids) ** 2)
+        tables = layer.trainable_variables
+        grads = tape.gradient(loss, [_compat.tf_variable(table) for table in tables])
+        optimizer.apply_gradients(zip(grads, tables))
+    cache = cache_of(row_starts=(0, NUM_ROWS), max_age=10**6)
+    every = tf.range(NUM_ROWS, dtype=tf.int64)
+
+    def pull(step):
+        """Returns how many rows were cached, came, and were the same."""
+        found = pull_rows(cache, [state], every, tf.constant(step, tf.int64), wire_dtype)
+        expected = tf.cast(tf.cast(state.table, wire_dtype), tf.float32)
+        assert np.array_equal(tf.gather(tf.concat(found.parts, 0), found.inverse), expected)
+        return [len(part) for part in found.parts]
+
+    assert pull(21) == [0, NUM_ROWS, 0]
+    num_asleep = pull(21)[0]
+    assert 0 < num_asleep <= 3
+    assert pull(1000) == [0, NUM_ROWS - num_asleep, num_asleep]
+    # By whatever they changed.
+    state.table.assign(rows)
+    assert pull(1001) == [0, NUM_ROWS, 0]
+    assert pull(1002) == [0, NUM_ROWS - num_asleep, num_asleep]
 
 
 def test_a_row_is_known_by_all_of_its_bits():
