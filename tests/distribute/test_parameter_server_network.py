@@ -76,9 +76,10 @@ def test_no_update_is_lost_and_no_worker_waits_for_anothers_link(box, run):
     finally:
         box.links.mend("worker1")
     run.wait_until(1, 1)
-    # Then a link of 10 Mbit/s.
-    box.links.shape(0.01, "worker1")
+    # Then a link of 1 Mbit/s, which takes half a second for a step.
+    box.links.shape(0.001, "worker1")
     try:
+        run.wait_until(1, 1)
         before = run.rows_of_workers()
         run.wait_until(0, 4000)
         fast, slow = (now - then for now, then in zip(run.rows_of_workers(), before))
