@@ -16,11 +16,7 @@ import machine
 from distribution import mirrored, parameter_server
 
 # Modules with `line(result)` and `measure(args)`; that yields results and at last a dict of ratios.
-# The last one moves this process to a network of its own.
 PARTS = {"mirrored": mirrored, "parameter_server": parameter_server}
-
-# The legacy optimizer's figures are that program's own.
-SERVER_ARGUMENTS = ["--subjects", "tf_keras", "slipstream", "slipstream_stale"]
 
 
 def main():
@@ -30,7 +26,7 @@ def main():
     ratios = {}
     with open(args.output, "a") as file:
         for name in args.parts:
-            own = args if name == "mirrored" else parameter_server.arguments(SERVER_ARGUMENTS)
+            own = args if name == "mirrored" else parameter_server.arguments([])
             *_, last = _printed(PARTS[name], own, file)
             ratios |= last
     print(json.dumps(ratios))

@@ -2,21 +2,20 @@
 
     python benchmarks/distribution/parameter_server.py
 
-Two workers and two parameter servers, each a process, train one table on the same batches. Bytes
-are all that crosses the loopback interface of a network of their own, where the system lets a
-program have one, else of the machine. The last line is a JSON object with the ratios of stock to
-ours.
+Two workers and two parameter servers, each a machine of its own in a box (network.py), train one
+table on the same batches, at several speeds of their links. Bytes are all that they send. Where the
+system allows no box, all is measured once, on the loopback interface of the machine. The last line
+is a JSON object with the ratios of stock to ours.
 """
 
 import argparse
 import contextlib
-import ctypes
-import fcntl
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -28,17 +27,20 @@ import machine
 import numpy as np
 import workload
 
+from distribution import network
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name("parameter_server_step.py")
+POLICIES = ("", "_stale", "_long")  # none, the default's, and that of a long run
 OURS = {  # and what the names of their ratios end in
-    "slipstream": "",
-    "slipstream_stale": "_stale",
-    "slipstream_bfloat16": "_bfloat16",
-    "slipstream_stale_bfloat16": "_stale_bfloat16",
+    f"slipstream{policy}{dtype}": f"{policy}{dtype}"
+    for dtype in ("", "_bfloat16")
+    for policy in POLICIES
 }
 SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
-_CLONE_NEWNET = 0x40000000
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
+# Ports that the machines of a box listen at; each has them all for itself.
+_PORT = 4000
 
 
 def arguments(argv=None):
@@ -54,35 +56,60 @@ def arguments(argv=None):
     parser.add_argument("--steps", type=int, default=60, help="the same, measured")
     parser.add_argument("--rounds", type=int, default=3, help="parts of the measured steps")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--gigabits", type=float, nargs="*", default=[1, 10, 25], help="of links")
+    parser.add_argument("--loopback", action="store_true", help="no box, though there could be one")
     return parser.parse_args(argv)
 
 
 def measure(args):
-    """Yields a result per subject, and at last the ratios."""
-    own_network()
+    """Yields a result per subject and speed, and at last the ratios."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
+    reason = "--loopback was given." if args.loopback else network.why_not()
+    if reason:
+        print(f"Measured on loopback alone, where bytes cost nothing: {reason}", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         write_batches(args, pathlib.Path(folder) / "ids")
+        box = None if reason else stack.enter_context(box_of(args.workers, args.servers))
         # tf_keras, in the servers too. They forget a coordinator when the next one comes.
-        with cluster(args.workers, args.servers, folder, TF_USE_LEGACY_KERAS="1") as environment:
-            for subject in args.subjects:
-                found[subject] = _run(subject, args, folder, environment)
-                yield found[subject]
+        servers = cluster(args.workers, args.servers, folder, box, TF_USE_LEGACY_KERAS="1")
+        environment = stack.enter_context(servers)
+        for subject in args.subjects:
+            for result in _run(subject, args, folder, environment, box):
+                found[subject, result["gigabits"]] = result
+                yield result
     yield ratios(found)
 
 
 def ratios(found):
-    """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer."""
+    """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer.
+
+    Args:
+        found: Dict from a subject and a speed, None for links that are not shaped, to a result.
+    """
     ratio = {}
-    for stock, against in (("tf_keras", ""), ("tf_keras_legacy", "_legacy")):
-        for ours, end in OURS.items():
-            if ours not in found or stock not in found:
-                continue
-            theirs, mine = found[stock], found[ours]
-            names = [f"ps_{what}_ratio{end}{against}" for what in ("bytes", "step")]
-            ratio[names[0]] = theirs["bytes_per_step"] / mine["bytes_per_step"]
-            ratio[names[1]] = theirs["milliseconds"][1] / mine["milliseconds"][1]
-    return {name: round(value, 2) for name, value in ratio.items()}
+
+    def compare(what, one, other, gigabits, name):
+        if (one, gigabits) in found and (other, gigabits) in found:
+            pair = [found[subject, gigabits] for subject in (one, other)]
+            if what == "bytes":
+                values = [result["bytes_per_step"] for result in pair]
+            else:
+                values = [result["milliseconds"][1] for result in pair]
+            ratio[name] = round(values[0] / values[1], 2)
+
+    for gigabits in dict.fromkeys(gigabits for _, gigabits in found):
+        speed = "" if gigabits is None else f"_{gigabits:g}g"
+        for stock, against in (("tf_keras", ""), ("tf_keras_legacy", "_legacy")):
+            for ours, end in OURS.items():
+                if gigabits is None:
+                    compare("bytes", stock, ours, gigabits, f"ps_bytes_ratio{end}{against}")
+                compare("step", stock, ours, gigabits, f"ps_step_ratio{speed}{end}{against}")
+        for policy in POLICIES[1:]:
+            for dtype in ("", "_bfloat16"):
+                one, other = f"slipstream{dtype}", f"slipstream{policy}{dtype}"
+                compare("step", one, other, gigabits, f"ps{policy}_over_none{speed}{dtype}")
+    return ratio
 
 
 def predicted_bytes(args, result):
@@ -92,11 +119,32 @@ def predicted_bytes(args, result):
         pushed = lookups if result["subject"] == "tf_keras_legacy" else result["distinct_rows"]
         # Ids are int64, those of a push and the lookups'.
         return lookups * (8 + row) + pushed * (8 + row)
-    with_policy = "stale" in result["subject"]
+    with_policy = result["subject"] not in ("slipstream", "slipstream_bfloat16")
     if result["subject"].endswith("bfloat16"):
         row //= 2
     pulled = result["pulled_rows"] * (4 + row + 4 * with_policy)
     return pulled + result["pushed_rows"] * (4 + row + 8)
+
+
+def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_servers):
+    """Returns how long a step takes, by the model of docs/guide/parameter_servers.md.
+
+    Workers, which share this machine's processors, each compute, then wait for their links. By mean
+    value analysis (Reiser and Lavenberg 1980) of one queue, for the processors, and a delay.
+
+    Args:
+        num_bytes: That a worker's step sends and gets.
+        compute: Milliseconds of one step of all workers where links cost nothing.
+        gigabits: Gbit/s of a link.
+        num_workers: Positive integer.
+        num_servers: Positive integer. The links of fewer servers than workers are shared.
+    """
+    waiting = 8e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
+    queue = 0.0
+    for num in range(1, num_workers + 1):
+        computing = compute * (1 + queue)
+        queue = num * computing / (computing + waiting)
+    return (computing + waiting) / num_workers
 
 
 def write_batches(args, path):
@@ -106,18 +154,6 @@ def write_batches(args, path):
     workload.zipf_ids(rng, args.rows, args.zipf, shape).astype(np.int32).tofile(path)
 
 
-def own_network():
-    """Moves this process into a network with nothing but a loopback interface, if it may."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = bytearray(struct.pack("16sh", b"lo", 0).ljust(40, b"\0"))
-        fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-        name, flags = struct.unpack_from("16sh", request)
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh", name, flags | _IFF_UP).ljust(40))
-    return True
-
-
 def loopback_bytes():
     """Returns the bytes that have been sent over loopback."""
     lines = pathlib.Path("/proc/net/dev").read_text().splitlines()
@@ -125,23 +161,41 @@ def loopback_bytes():
     return int(fields[8])
 
 
-def _run(subject, args, folder, environment):
+def _run(subject, args, folder, environment, box):
     options = {"folder": folder, "subject": subject, **vars(args)}
-    if "stale" not in subject:
+    if subject in ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_bfloat16"):
         options["warmup"] = min(20, args.warmup)  # nothing has to fall asleep
-    result = run_program(PROGRAM, options, environment)
-    result["predicted_bytes_per_step"] = predicted_bytes(args, result)
-    return result
+    options["links"] = None if box is None else dataclasses.asdict(box.links)
+    for result in run_program(PROGRAM, options, environment, box):
+        result["predicted_bytes_per_step"] = predicted_bytes(args, result)
+        if result["gigabits"] is None:
+            compute = result["milliseconds"][1]
+        else:
+            result["predicted_milliseconds"] = predicted_milliseconds(
+                result["predicted_bytes_per_step"],
+                compute,
+                result["gigabits"],
+                args.workers,
+                args.servers,
+            )
+        yield result
+
+
+def box_of(num_workers, num_servers):
+    """Returns a `network.Box` for a cluster, of links that are not shaped."""
+    tasks = [("worker", i) for i in range(num_workers)] + [("ps", i) for i in range(num_servers)]
+    return network.Box([*(f"{job}{i}" for job, i in tasks), "chief"], None)
 
 
 @contextlib.contextmanager
-def cluster(num_workers, num_servers, folder, **more):
+def cluster(num_workers, num_servers, folder, box=None, **more):
     """Starts workers and parameter servers, which end with the `with` block.
 
     Args:
         num_workers: Positive integer.
         num_servers: Positive integer, of parameter servers.
         folder: Where their output goes.
+        box: As `box_of` makes it; None: all listen on loopback.
         **more: Environment variables of all.
 
     Yields:
@@ -149,18 +203,25 @@ def cluster(num_workers, num_servers, folder, **more):
     """
     environment = _environment(**more)
     with contextlib.ExitStack() as stack:
-        ports = _free_ports(num_workers + num_servers + 1)
-        addresses = [f"localhost:{port}" for port in ports]
+        if box is None:
+            ports = _free_ports(num_workers + num_servers + 1)
+            addresses = [f"localhost:{port}" for port in ports]
+        else:
+            addresses = [f"{box.address(name)}:{_PORT}" for name in box.links.machines]
         jobs = {"worker": addresses[:num_workers], "ps": addresses[num_workers:-1]}
         tasks = [(job, i) for job in jobs for i in range(len(jobs[job]))]
         for job, index in tasks:
             command = [sys.executable, "-m", "tf_slipstream.server", "--task", f"{job}:{index}"]
             command += ["--cluster", json.dumps(jobs)]
             log = stack.enter_context(open(pathlib.Path(folder) / f"{job}{index}.log", "w"))
-            server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            stack.callback(_end, server)
+            options = {"stdout": log, "stderr": log, "env": environment}
+            if box is None:
+                stack.callback(_end, subprocess.Popen(command, **options))
+            else:
+                stack.callback(_end, box.popen(f"{job}{index}", command, **options))
         for job, index in tasks:
-            _wait_until_up(jobs[job][index])
+            wait = functools.partial(_wait_until_up, jobs[job][index])
+            wait() if box is None else box.call("chief", wait)
         config = {
             "cluster": {**jobs, "chief": [addresses[-1]]},
             "task": {"type": "chief", "index": 0},
@@ -168,18 +229,24 @@ def cluster(num_workers, num_servers, folder, **more):
         yield {**environment, "TF_CONFIG": json.dumps(config)}
 
 
-def run_program(program, options, environment):
-    """Runs a Python file with its options as JSON; returns the JSON object in its last line."""
-    done = subprocess.run(
-        [sys.executable, str(program), json.dumps(options, default=list)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{program} with {options} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def run_program(program, options, environment, box=None):
+    """Runs a Python file with its options as JSON; returns the JSON value in its last line.
+
+    With a box the program is its machine "chief".
+    """
+    command = [sys.executable, str(program), json.dumps(options, default=list)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if box is None:
+        process = subprocess.Popen(command, env=environment, **pipes)
+    else:
+        process = box.popen("chief", command, env=environment, **pipes)
+    try:
+        output, errors = process.communicate(timeout=900)
+    finally:
+        _end(process)
+    if process.returncode:
+        raise RuntimeError(f"{program} with {options} failed:\n{errors[-4000:]}")
+    return json.loads(output.splitlines()[-1])
 
 
 def _environment(**more):
@@ -216,10 +283,13 @@ def _end(process):
 def line(result):
     """Returns a result as a line for people."""
     low, median, high = result["milliseconds"]
+    speed = "not shaped" if result["gigabits"] is None else f"{result['gigabits']:g} Gbit/s"
+    predicted = result.get("predicted_milliseconds")
+    model = "" if predicted is None else f", model: {predicted:.1f}"
     return (
-        f"{result['subject']:>26} {result['bytes_per_step'] / 1024:8.0f} KiB a worker's step "
-        f"(model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
-        f"({low:.1f}-{high:.1f}); {result['saved']}"
+        f"{result['subject']:>26} {speed:>10} {result['bytes_per_step'] / 1024:8.0f} KiB a "
+        f"worker's step (model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
+        f"({low:.1f}-{high:.1f}{model}); {result['saved']}"
     )
 
 

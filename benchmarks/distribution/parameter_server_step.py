@@ -1,4 +1,4 @@
-"""One subject of `parameter_server.py`: the coordinator, which trains and prints a JSON object."""
+"""One subject of `parameter_server.py`: the coordinator, which trains and prints a JSON list."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 import tf_slipstream as slipstream
+from distribution.network import Links
 from distribution.parameter_server import loopback_bytes
 
 # A run of some thousand steps under the default policy, in as few steps as this benchmark has: rows
@@ -25,6 +26,11 @@ STALE = {
     "min_drift": 0.0,
     "refresh_every": 0,
 }
+# The same of a run of some hundred thousand steps, in which 85% of lookups are deferred and 71% of
+# row updates: rows begin with as many updates, and a fifth of them may sleep.
+LONG = {**STALE, "first_sleep": 16, "max_sleep": 64, "popular_share": 0.2}
+LONG_UPDATES = 10_000
+SETTINGS = {"_stale": STALE, "_long": LONG}
 
 
 def main():
@@ -41,6 +47,9 @@ def main():
         head = tf.Variable(tf.random.normal([args.fields * args.dim, 1], stddev=0.01, seed=1))
         shards = list(layer.embeddings.variables)
         optimizer.build([*shards, head])
+        if "_long" in args.subject:
+            for state in optimizer.tables.values():
+                state.row_states.assign(tf.fill(state.row_states.shape, LONG_UPDATES))
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     iterator = iter(coordinator.create_per_worker_dataset(lambda: batches(args)))
 
@@ -62,14 +71,36 @@ def main():
         coordinator.join()
 
     run(args.warmup)
-    before, start_bytes, milliseconds = stats(optimizer), loopback_bytes(), []
+    # The coordinator shapes links itself: rows that sleep need one warm-up for all speeds.
+    links = args.links and Links(**args.links)
+    results = []
+    for gigabits in [None, *(args.gigabits if links else ())]:
+        if gigabits is not None:
+            links.shape(gigabits)
+        num_bytes = links.bytes_sent if links else loopback_bytes
+        results.append({"gigabits": gigabits, **measured(args, run, num_bytes, optimizer)})
+    if links:
+        links.shape(None)
+    print(json.dumps(results))
+
+
+def measured(args, run, bytes_sent, optimizer):
+    """Returns what some steps took and sent.
+
+    Args:
+        args: The command line's.
+        run: Does so many steps.
+        bytes_sent: Returns the bytes that were sent so far.
+        optimizer: The subject's.
+    """
+    before, start_bytes, milliseconds = stats(optimizer), bytes_sent(), []
     for _ in range(args.rounds):
         start = time.perf_counter()
         run(args.steps // args.rounds)
         # Workers work at once: time of a step is that in which one of all workers' ends.
         milliseconds.append(1e3 * (time.perf_counter() - start) / (args.steps // args.rounds))
     num_steps = args.rounds * (args.steps // args.rounds)
-    num_bytes = loopback_bytes() - start_bytes
+    num_bytes = bytes_sent() - start_bytes
     milliseconds.sort()
     middle = milliseconds[len(milliseconds) // 2]
     result = {
@@ -91,13 +122,14 @@ def main():
         result["saved"] = (
             f"deferred {lookups:.0%} of lookups, {rows:.0%} of row updates; hit rate {hits:.0%}"
         )
-    print(json.dumps(result))
+    return result
 
 
 def make(args):
     """Returns a layer with `embeddings`, and its optimizer."""
     if args.subject.startswith("slipstream"):
-        policy = slipstream.StalenessPolicy(**STALE) if "stale" in args.subject else None
+        settings = next((s for name, s in SETTINGS.items() if name in args.subject), None)
+        policy = settings and slipstream.StalenessPolicy(**settings)
         layer = slipstream.SlipstreamEmbedding(args.rows, args.dim, name="table")
         optimizer = slipstream.SlipstreamOptimizer(tf_keras.optimizers.Adagrad(0.05), policy=policy)
         optimizer.wire_dtype = "bfloat16" if args.subject.endswith("bfloat16") else "float32"

@@ -48,6 +48,7 @@ def arguments(argv=None):
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], default="adagrad")
     parser.add_argument("--learning-rate", type=float, help="not that of benchmarks/quality")
     parser.add_argument("--wire-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--max-delay", type=int, help="of parameter_server; None: no bound")
     parser.add_argument("--configurations", nargs="+", default=["none", "default"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
@@ -113,7 +114,8 @@ def main():
             file.flush()
             print(
                 f"{result['data']} {result['configuration']} seed {result['seed']} "
-                f"{result['way']}: AUC {result['auc']:.4f} in {result['steps']} steps, "
+                f"{result['way']}: AUC {result['auc']:.4f} in {result['steps']} steps and "
+                f"{result['seconds']:.0f} s, "
                 f"{result['lookups_saved']:.0%} of lookups saved",
                 flush=True,
             )

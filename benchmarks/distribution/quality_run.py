@@ -5,6 +5,7 @@ import contextlib
 import json
 import pathlib
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -65,8 +66,11 @@ def main():
     write_batches(path, examples, order[: num_steps * batch_size], batch_size)
 
     batches = read_batches(path, examples, batch_size)
+    start = time.perf_counter()
     if args.way == "parameter_server":
-        trainer = slipstream.distribute.ParameterServerTrainer(model, strategy)
+        trainer = slipstream.distribute.ParameterServerTrainer(
+            model, strategy, max_delay=args.max_delay
+        )
         with shared(batches) as dataset:
             trainer.fit(dataset, steps_per_epoch=num_steps, verbose=0)
     elif args.way == "delayed":
@@ -74,6 +78,7 @@ def main():
     else:
         model.fit(batches.prefetch(4), epochs=1, verbose=0)
 
+    seconds = time.perf_counter() - start
     ids, dense, labels = data_set.test
     logits = []
     for begin in range(0, len(ids), EVALUATION_BATCH):
@@ -86,6 +91,8 @@ def main():
         "optimizer": args.optimizer,
         "learning_rate": rate,
         "wire_dtype": args.wire_dtype,
+        "max_delay": args.max_delay,
+        "seconds": seconds,  # of `fit`, its tracing and start included
         "auc": metrics.area_under_curve(labels.reshape(-1), np.concatenate(logits)),
         "steps": int(optimizer.iterations.numpy()),
         "lookups_saved": stale / sum(one.num_lookups for one in stats),

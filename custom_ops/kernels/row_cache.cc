@@ -71,18 +71,26 @@ BadRow RowCache::Find(const int64_t* ids, int64_t num_lookups, int64_t step, int
   std::vector<int32_t> group(num);
   std::vector<int32_t>& place = distinct->order;
   place.resize(num);
-  std::vector<int64_t> next(shards_.num() + 2, 0);
+  // Groups: 0 is here; of shard s, 1 + 2 s must be pulled, and 2 + 2 s is known.
+  std::vector<int64_t> next(2 * shards_.num() + 2, 0);
   for (int64_t i = 0; i < num; ++i) {
     const int shard = shards_.of(found[i]);
     const int32_t slot = SlotOf(found[i]);
     const bool is_here =
         slot >= 0 && step < entries_[slot].wake_step && step - entries_[slot].pulled_step < max_age;
-    group[i] = is_here ? 0 : 1 + shard;
+    // With an age of 0 nothing that is here is made use of.
+    const bool is_known = slot >= 0 && max_age > 0;
+    group[i] = is_here ? 0 : 1 + 2 * shard + is_known;
     ++next[group[i] + 1];
     ++(is_here ? counts_[shard].num_cached_rows : counts_[shard].num_pulled_rows);
   }
   distinct->num_cached = next[1];
-  distinct->num_pulled.assign(next.begin() + 2, next.end());
+  distinct->num_pulled.clear();
+  distinct->num_known.clear();
+  for (int shard = 0; shard < shards_.num(); ++shard) {
+    distinct->num_known.push_back(next[3 + 2 * shard]);
+    distinct->num_pulled.push_back(next[2 + 2 * shard] + next[3 + 2 * shard]);
+  }
   for (size_t g = 1; g < next.size(); ++g) next[g] += next[g - 1];
   distinct->ids.resize(num);
   distinct->num_lookups.resize(num);
@@ -101,9 +109,14 @@ void RowCache::CopyCached(const int64_t* ids, int64_t num, float* rows) const {
   }
 }
 
-void RowCache::Store(const int64_t* ids, const float* rows, const int32_t* sleeps, int64_t num,
-                     int64_t step) {
+void RowCache::Store(const int64_t* ids, const float* const* rows, const int32_t* sleeps,
+                     int64_t num, int64_t step) {
   for (int64_t i = 0; i < num; ++i) {
+    if ((sleeps[i] & Sleep::kSameBit) != 0) {
+      WorkerCounts& counts = counts_[shards_.of(ids[i])];
+      --counts.num_pulled_rows;
+      ++counts.num_cached_rows;
+    }
     const Sleep sleep = Sleep::Unpacked(sleeps[i]);
     int32_t slot = SlotOf(ids[i]);
     if (slot < 0) {
@@ -116,7 +129,7 @@ void RowCache::Store(const int64_t* ids, const float* rows, const int32_t* sleep
     entry.wake_step = step + sleep.steps;
     entry.pulled_step = step;
     entry.max_batches = sleep.max_batches;
-    std::memcpy(value(slot), rows + i * dim_, dim_ * sizeof(float));
+    std::memcpy(value(slot), rows[i], dim_ * sizeof(float));
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <unordered_map>
 #include <vector>
 
@@ -39,6 +40,21 @@ struct WorkerCounts {
   int64_t num_cached_rows = 0;
 };
 
+// What a worker sends in place of a row that it had, to ask whether it is still that. Two values
+// have the same by chance once in 2^64.
+inline int64_t RowHash(const float* row, int64_t dim) {
+  uint64_t hash = 0x9E3779B97F4A7C15ull;
+  for (int64_t d = 0; d < dim; ++d) {
+    uint32_t bits;
+    std::memcpy(&bits, row + d, sizeof(bits));
+    // Multiplying by an odd number and folding are each reversible: no two rows that differ in one
+    // element alone have the same hash.
+    hash = (hash ^ bits) * 0xD6E8FEB86659FD93ull;
+    hash ^= hash >> 32;
+  }
+  return static_cast<int64_t>(hash);
+}
+
 // How long a row sleeps, in one word that travels with it. What does not fit counts as the most
 // that does: a worker then pulls or sends a row sooner than it must.
 struct Sleep {
@@ -46,12 +62,17 @@ struct Sleep {
   int64_t max_batches = 0;  // whose gradients a worker may hold until then; 0: they are skipped
 
   static constexpr int kStepBits = 20, kBatchBits = 11;
+  // Set where the worker's own value of the row is right, so that none was sent.
+  static constexpr int32_t kSameBit = INT32_MIN;
   int32_t Packed() const {
     const int64_t most_steps = (1 << kStepBits) - 1, most_batches = (1 << kBatchBits) - 1;
     return static_cast<int32_t>(std::min(max_batches, most_batches) << kStepBits |
                                 std::min(steps, most_steps));
   }
-  static Sleep Unpacked(int32_t word) { return {word & ((1 << kStepBits) - 1), word >> kStepBits}; }
+  static Sleep Unpacked(int32_t word) {
+    word &= ~kSameBit;
+    return {word & ((1 << kStepBits) - 1), word >> kStepBits};
+  }
 };
 
 // Not safe for two calls at once.
@@ -61,13 +82,15 @@ class RowCache {
   RowCache(const Shards& shards, int64_t dim, int64_t capacity);
 
   // Distinct ids of a batch: those whose values are here come first, then those of the first shard
-  // that must be pulled, then the second's, each in order of first appearance.
+  // that must be pulled, then the second's, each in order of first appearance. Of a shard's, the
+  // last are known: their values are here, but may have changed.
   struct Distinct {
     std::vector<int64_t> ids;
     std::vector<int32_t> num_lookups;  // of each id
     std::vector<int32_t> order;        // places in `ids`, in order of first appearance
     int64_t num_cached = 0;
     std::vector<int64_t> num_pulled;  // per shard
+    std::vector<int64_t> num_known;   // per shard: of those
   };
 
   // Finds them.
@@ -77,15 +100,15 @@ class RowCache {
   // Where an id is not in the table, only the result is meaningful.
   BadRow Find(const int64_t* ids, int64_t num_lookups, int64_t step, int64_t max_age,
               int32_t* inverse, Distinct* distinct);
-  // The values of the first `num` ids, which Find() found here.
+  // The values of `num` ids, which Find() found here.
   //   rows [num, dim], overwritten
   void CopyCached(const int64_t* ids, int64_t num, float* rows) const;
 
   // Keeps rows of one shard that sleep, if there is room.
   //   ids    [num], of the whole table
-  //   rows   [num, dim]
+  //   rows   [num]: of dim elements each
   //   sleeps [num]: packed
-  void Store(const int64_t* ids, const float* rows, const int32_t* sleeps, int64_t num,
+  void Store(const int64_t* ids, const float* const* rows, const int32_t* sleeps, int64_t num,
              int64_t step);
 
   // Takes the summed gradients of distinct rows: holds those of rows that sleep, drops those that

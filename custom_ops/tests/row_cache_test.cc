@@ -2,6 +2,7 @@
 #include "../kernels/row_cache.h"
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 
 #include "test_support.h"
@@ -60,13 +61,37 @@ void TestCapacity(int64_t capacity) {
     CHECK(num_named == distinct.order.size());
     std::vector<float> cached(distinct.num_cached * kDim);
     cache.CopyCached(distinct.ids.data(), distinct.num_cached, cached.data());
+    // Before any is stored, by which another may have to go.
+    std::vector<float> known;
     int64_t next = distinct.num_cached;
+    for (int s = 0; s < shards.num(); ++s) {
+      const int64_t num = distinct.num_known[s], size = known.size();
+      next += distinct.num_pulled[s];
+      known.resize(size + num * kDim);
+      cache.CopyCached(distinct.ids.data() + next - num, num, known.data() + size);
+    }
+    const float* next_known = known.data();
+    next = distinct.num_cached;
     for (int s = 0; s < shards.num(); ++s) {
       const int64_t num = distinct.num_pulled[s];
       std::vector<int64_t> ids(distinct.ids.begin() + next, distinct.ids.begin() + next + num);
-      std::vector<float> rows(num * kDim, static_cast<float>(step));
+      const int64_t first_known = num - distinct.num_known[s];
+      CHECK(0 <= first_known && first_known <= num);
+      std::vector<float> values(num * kDim, static_cast<float>(step));
+      std::vector<const float*> rows(num);
       std::vector<int32_t> sleeps(num);
-      for (int32_t& sleep : sleeps) sleep = RandomSleep(&random);
+      for (int64_t i = 0; i < num; ++i) {
+        rows[i] = values.data() + i * kDim;
+        sleeps[i] = RandomSleep(&random);
+        if (i >= first_known) {
+          if (random() % 2 == 0) {
+            sleeps[i] |= Sleep::kSameBit;
+            rows[i] = next_known;
+          }
+          next_known += kDim;
+        }
+        CHECK(Sleep::Unpacked(sleeps[i]).max_batches < 10);
+      }
       cache.Store(ids.data(), rows.data(), sleeps.data(), num, step);
       next += num;
     }
@@ -91,9 +116,26 @@ void TestCapacity(int64_t capacity) {
   for (int s = 0; s < shards.num(); ++s) CHECK(cache.num_held(s) == 0);
 }
 
+void TestRowHash() {
+  // Whatever bit of a row changes, its hash does.
+  std::vector<float> row(kDim, 0.5f);
+  const int64_t before = RowHash(row.data(), kDim);
+  for (int64_t d = 0; d < kDim; ++d) {
+    for (int bit = 0; bit < 32; ++bit) {
+      std::vector<float> other = row;
+      uint32_t bits;
+      std::memcpy(&bits, &other[d], sizeof(bits));
+      bits ^= 1u << bit;
+      std::memcpy(&other[d], &bits, sizeof(bits));
+      CHECK(RowHash(other.data(), kDim) != before);
+    }
+  }
+}
+
 }  // namespace
 
 void TestRowCache() {
+  TestRowHash();
   for (const int64_t capacity : {0, 1, 10, 60, 1000}) TestCapacity(capacity);
 }
 

@@ -26,7 +26,8 @@ Gives the rows of a lookup out, and their gradient to whoever is known as `table
 
 rows: [num_lookups, dim], made of the parts.
 parts: Of RowCacheFind and PullRows; they get the gradient, too.
-inverse, ids, num_lookups, order: As RowCacheFind has them; for the gradient alone.
+inverse: [num_lookups], each lookup's place among the parts' rows.
+ids, num_lookups, order: As RowCacheFind has them; for the gradient alone.
 table: A number of the process that traces.
 graph: Another, of the function that is traced.
 )doc");

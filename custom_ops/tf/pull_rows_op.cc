@@ -1,9 +1,11 @@
 // PullRows: rows of a table on a parameter server, and for how long they sleep.
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "../kernels/gather_rows.h"
+#include "../kernels/rounding.h"
 #include "../kernels/row_cache.h"
 #include "kernel_context.h"
 #include "table_args.h"
@@ -22,11 +24,13 @@ using tensorflow::TensorShape;
 REGISTER_OP("Slipstream>PullRows")
     .Input("table: resource")
     .SLIPSTREAM_POOL_INPUTS.Input("ids: int32")
+    .Input("hashes: int64")
     .Input("step: int64")
     .Output("rows: float")
     .Output("sleeps: int32")
     .SLIPSTREAM_POOL_ATTRS.Attr("num_rows: int >= 1")
     .Attr("dim: int >= 1")
+    .Attr("to_bfloat16: bool = false")
     .Attr("table_name: string")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
@@ -41,18 +45,21 @@ Rows of a table, and how long each sleeps.
 
 num_policies: 1 where the table has a policy, else 0.
 num_rows, dim: The table's shape.
+to_bfloat16: Whether rows are rounded to values that bfloat16 has.
 ids: [num] in [0, num_rows).
+hashes: [num_known], of the worker's values of the last of these rows; only with a policy.
 step: The number of this step.
-rows: [num, dim].
-sleeps: [num]. The low 20 bits: steps from this one until the row may change, 0 where it is live; the
-  others: the batches whose gradients a worker may hold until then, 0 where they are skipped. Empty
-  without a policy.
+rows: [num - num_same, dim]: without those that are what the worker has.
+sleeps: [num]. The low 20 bits: steps from this one until the row may change, 0 where it is live; 11
+  more: the batches whose gradients a worker may hold until then, 0 where they are skipped; the
+  highest: whether the row is what the worker has. Empty without a policy.
 )doc");
 
 class PullRowsOp : public OpKernel {
  public:
   explicit PullRowsOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("table_name", &table_name_));
+    OP_REQUIRES_OK(context, context->GetAttr("to_bfloat16", &to_bfloat16_));
     OP_REQUIRES_OK(context, pools_.Init(context, Memory::kHost, 1));
   }
 
@@ -63,8 +70,9 @@ class PullRowsOp : public OpKernel {
     OP_REQUIRES_OK(context, pools_.AddVariables(context, &variables));
     variables.LockForReading();
     const Tensor& table = *variables.tensor(0);
-    const Tensor *ids_tensor, *step_tensor;
+    const Tensor *ids_tensor, *hashes, *step_tensor;
     OP_REQUIRES_OK(context, context->input("ids", &ids_tensor));
+    OP_REQUIRES_OK(context, context->input("hashes", &hashes));
     OP_REQUIRES_OK(context, context->input("step", &step_tensor));
     OP_REQUIRES(
         context, table.dims() == 2 && ids_tensor->dims() == 1 && step_tensor->NumElements() == 1,
@@ -75,28 +83,65 @@ class PullRowsOp : public OpKernel {
     const int64_t num_rows = table.dim_size(0), dim = table.dim_size(1);
     const int64_t num = ids_tensor->NumElements(), step = step_tensor->flat<int64_t>()(0);
     const int32_t* ids = ids_tensor->flat<int32_t>().data();
-    const int64_t num_policies = pools_.tables().size();
-    Tensor *rows, *sleeps;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({num, dim}), &rows));
+    const int64_t num_policies = pools_.tables().size(), num_known = hashes->NumElements();
+    OP_REQUIRES(context, num_known <= num * num_policies,
+                InvalidArgument("table '", table_name_, "': ", num_known, " of ", num,
+                                " rows are known", num_policies == 0 ? ", without a policy" : ""));
+    std::vector<Staleness> read;
+    if (num_policies > 0) {
+      OP_REQUIRES_OK(context, pools_.Read(&variables, 1, {num_rows}, {dim}, {table_name_}, &read));
+    }
+    Tensor* sleeps;
     OP_REQUIRES_OK(context,
                    context->allocate_output(1, TensorShape({num_policies * num}), &sleeps));
-    ThreadTeam team = IntraOpTeam(context);
-    const int64_t bad =
-        GatherRows(table.tensor_data().data(), num_rows, dim * sizeof(float), ids, num,
-                   const_cast<char*>(rows->tensor_data().data()), team.parallel_for());
-    OP_REQUIRES(context, bad < 0,
-                InvalidArgument("table '", table_name_, "': id ", ids[bad], " at position ", bad,
-                                " is not in [0, ", num_rows, ")"));
-    if (num_policies == 0) return;
-    std::vector<Staleness> read;
-    OP_REQUIRES_OK(context, pools_.Read(&variables, 1, {num_rows}, {dim}, {table_name_}, &read));
-    const Staleness& staleness = read[0];
     for (int64_t i = 0; i < num; ++i) {
-      sleeps->flat<int32_t>()(i) = SleepOf(staleness, ids[i], step).Packed();
+      OP_REQUIRES(context, 0 <= ids[i] && ids[i] < num_rows,
+                  InvalidArgument("table '", table_name_, "': id ", ids[i], " at position ", i,
+                                  " is not in [0, ", num_rows, ")"));
+      if (num_policies == 0) continue;
+      sleeps->flat<int32_t>()(i) = SleepOf(read[0], ids[i], step).Packed();
     }
+    // Of the known rows only those that are not what the worker has.
+    const float* table_rows = table.flat<float>().data();
+    std::vector<int32_t> changed;
+    std::vector<float> rounded(dim);
+    for (int64_t i = num - num_known; i < num; ++i) {
+      const float* row = table_rows + ids[i] * dim;
+      if (to_bfloat16_) {
+        Round(row, dim, rounded.data());
+        row = rounded.data();
+      }
+      if (RowHash(row, dim) == hashes->flat<int64_t>()(i - (num - num_known))) {
+        sleeps->flat<int32_t>()(i) |= Sleep::kSameBit;
+      } else {
+        changed.push_back(ids[i]);
+      }
+    }
+    const int64_t num_unknown = num - num_known, num_changed = changed.size();
+    Tensor* rows;
+    OP_REQUIRES_OK(
+        context, context->allocate_output(0, TensorShape({num_unknown + num_changed, dim}), &rows));
+    float* to = rows->flat<float>().data();
+    ThreadTeam team = IntraOpTeam(context);
+    const auto gather = [&](const int32_t* of, int64_t num_of, float* first) {
+      GatherRows(table.tensor_data().data(), num_rows, dim * sizeof(float), of, num_of,
+                 reinterpret_cast<char*>(first), team.parallel_for());
+    };
+    gather(ids, num_unknown, to);
+    gather(changed.data(), num_changed, to + num_unknown * dim);
+    if (to_bfloat16_) Round(to, rows->NumElements(), to);
   }
 
  private:
+  // To the nearest of the values that bfloat16 has, to the even one of two.
+  static void Round(const float* from, int64_t num, float* to) {
+    for (int64_t i = 0; i < num; ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, from + i, sizeof(bits));
+      to[i] = FromBfloat16(ToBfloat16(from[i], 0x7fffu + (bits >> 16 & 1)));
+    }
+  }
+
   Sleep SleepOf(const Staleness& staleness, int64_t row, int64_t step) const {
     const int32_t row_state = staleness.row_states[row];
     const int64_t index = -1 - static_cast<int64_t>(row_state);
@@ -115,6 +160,7 @@ class PullRowsOp : public OpKernel {
   }
 
   std::string table_name_;
+  bool to_bfloat16_ = false;
   PoolArgs pools_;
 };
 

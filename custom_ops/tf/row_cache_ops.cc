@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -51,13 +52,15 @@ REGISTER_OP("Slipstream>RowCacheFind")
     .Output("ids: int64")
     .Output("num_lookups: int32")
     .Output("cached: float")
+    .Output("known: float")
     .Output("pulls: num_shards * int32")
+    .Output("hashes: num_shards * int64")
     .Output("order: int32")
     .Attr("num_shards: int >= 1")
     .Attr("max_age: int >= 0")
     .Attr("table_name: string")
     .SLIPSTREAM_ROW_CACHE_ATTRS
-    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) { return SetShapes(c, 3, 4); })
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) { return SetShapes(c, 3, 5); })
     .Doc(R"doc(
 Distinct ids of a batch, the rows of those that are cached on this device, and what must be pulled.
 
@@ -69,21 +72,33 @@ inverse: [num_lookups], each lookup's place among the ids.
 ids: [num_ids]; those that are cached come first, then those of the first shard's pulls, and so on.
 num_lookups: [num_ids], how often each was looked up.
 cached: [num_cached, dim].
-pulls: Per shard, ids in it.
+known: [num_known, dim]: values of rows that are cached too, but may have changed; the first shard's
+  come first.
+pulls: Per shard, ids in it; those of its known rows come last.
+hashes: Per shard, of its known rows.
 order: [num_ids], the places of the ids, in order of first appearance.
 )doc");
 
 REGISTER_OP("Slipstream>RowCacheStore")
     .Input("ids: int64")
+    .Input("known: float")
+    .Input("hashes: num_shards * int64")
     .Input("rows: num_shards * float")
     .Input("sleeps: num_shards * int32")
     .Input("step: int64")
-    .Output("num_entries: int64")
+    .Output("same: float")
+    .Output("places: int32")
     .Attr("num_shards: int >= 1")
     .SLIPSTREAM_ROW_CACHE_ATTRS
-    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) { return SetShapes(c, 0, 0); })
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) { return SetShapes(c, 0, 1); })
     .Doc(R"doc(
 Keeps rows that sleep, as pulled for the ids that RowCacheFind found.
+
+ids, known, hashes: Its outputs.
+rows, sleeps: Per shard, as PullRows gives them out for its ids.
+same: [num_same, dim], of the known rows those that have not changed.
+places: [num_ids], each id's place among the rows of RowCacheFind's `cached`, of `rows`, the first
+  shard's first, and of `same`.
 )doc");
 
 REGISTER_OP("Slipstream>RowCachePush")
@@ -203,7 +218,7 @@ class RowCacheFindOp : public RowCacheOp {
         InvalidArgument("table '", table_name_, "': id ", bad.id, " at position ", bad.position,
                         " is not in [0, ", shards_.num_rows(), "). No row was changed."));
     const int64_t num = distinct.ids.size();
-    Tensor *ids, *counts, *cached;
+    Tensor *ids, *counts, *cached, *known;
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({num}), &ids));
     OP_REQUIRES_OK(context, context->allocate_output(2, TensorShape({num}), &counts));
     OP_REQUIRES_OK(context,
@@ -213,16 +228,26 @@ class RowCacheFindOp : public RowCacheOp {
     cache->CopyCached(distinct.ids.data(), distinct.num_cached, cached->flat<float>().data());
     Tensor* order;
     OP_REQUIRES_OK(context,
-                   context->allocate_output(4 + shards_.num(), TensorShape({num}), &order));
+                   context->allocate_output(5 + 2 * shards_.num(), TensorShape({num}), &order));
     std::memcpy(order->flat<int32_t>().data(), distinct.order.data(), num * sizeof(int32_t));
-    OpOutputList pulls;
+    int64_t num_known = 0;
+    for (const int64_t of_shard : distinct.num_known) num_known += of_shard;
+    OP_REQUIRES_OK(context, context->allocate_output(4, TensorShape({num_known, dim_}), &known));
+    OpOutputList pulls, hashes;
     OP_REQUIRES_OK(context, context->output_list("pulls", &pulls));
+    OP_REQUIRES_OK(context, context->output_list("hashes", &hashes));
     const int64_t* next = distinct.ids.data() + distinct.num_cached;
+    float* value = known->flat<float>().data();
     for (int s = 0; s < shards_.num(); ++s) {
-      Tensor* pull;
+      Tensor *pull, *hash;
       OP_REQUIRES_OK(context, pulls.allocate(s, TensorShape({distinct.num_pulled[s]}), &pull));
       for (int64_t i = 0; i < distinct.num_pulled[s]; ++i) {
         pull->flat<int32_t>()(i) = static_cast<int32_t>(*next++ - shards_.starts[s]);
+      }
+      OP_REQUIRES_OK(context, hashes.allocate(s, TensorShape({distinct.num_known[s]}), &hash));
+      cache->CopyCached(next - distinct.num_known[s], distinct.num_known[s], value);
+      for (int64_t i = 0; i < distinct.num_known[s]; ++i, value += dim_) {
+        hash->flat<int64_t>()(i) = RowHash(value, dim_);
       }
     }
   }
@@ -238,32 +263,70 @@ class RowCacheStoreOp : public RowCacheOp {
 
  protected:
   void Run(OpKernelContext* context, int64_t step, RowCache* cache, int64_t) override {
-    const Tensor* ids;
-    OpInputList rows, sleeps;
+    const Tensor *ids, *known;
+    OpInputList rows, sleeps, hashes;
     OP_REQUIRES_OK(context, context->input("ids", &ids));
+    OP_REQUIRES_OK(context, context->input("known", &known));
+    OP_REQUIRES_OK(context, context->input_list("hashes", &hashes));
     OP_REQUIRES_OK(context, context->input_list("rows", &rows));
     OP_REQUIRES_OK(context, context->input_list("sleeps", &sleeps));
-    int64_t num_pulled = 0;
+    int64_t num_pulled = 0, num_known = 0, num_same = 0;
     for (int s = 0; s < shards_.num(); ++s) {
-      const int64_t num = rows[s].dim_size(0), num_sleeps = sleeps[s].NumElements();
-      OP_REQUIRES(context,
-                  rows[s].NumElements() == num * dim_ && (num_sleeps == 0 || num_sleeps == num),
-                  InvalidArgument("rows ", rows[s].shape().DebugString(), " have sleeps ",
-                                  sleeps[s].shape().DebugString()));
+      const auto words = sleeps[s].flat<int32_t>();
+      int64_t same = 0;
+      for (int64_t i = 0; i < words.size(); ++i) same += (words(i) & Sleep::kSameBit) != 0;
+      const int64_t num = rows[s].dim_size(0) + same;
+      OP_REQUIRES(
+          context,
+          rows[s].NumElements() == rows[s].dim_size(0) * dim_ &&
+              (words.size() == num || (words.size() == 0 && hashes[s].NumElements() == 0)),
+          InvalidArgument("rows ", rows[s].shape().DebugString(), ", and ", same,
+                          " that are the same, have sleeps ", sleeps[s].shape().DebugString()));
       num_pulled += num;
+      num_known += hashes[s].NumElements();
+      num_same += same;
     }
-    OP_REQUIRES(context, num_pulled <= ids->NumElements(),
-                InvalidArgument(num_pulled, " rows were pulled for ", ids->NumElements(), " ids"));
-    const int64_t* next = ids->flat<int64_t>().data() + ids->NumElements() - num_pulled;
+    OP_REQUIRES(
+        context, num_pulled <= ids->NumElements() && known->NumElements() == num_known * dim_,
+        InvalidArgument(num_pulled, " rows were pulled for ", ids->NumElements(), " ids, and ",
+                        num_known, " are known, of values ", known->shape().DebugString()));
+    Tensor *same, *places;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({num_same, dim_}), &same));
+    OP_REQUIRES_OK(context, context->allocate_output(1, ids->shape(), &places));
+    int32_t* place = places->flat<int32_t>().data();
+    const int64_t num_cached = ids->NumElements() - num_pulled;
+    std::iota(place, place + num_cached, 0);
+    place += num_cached;
+    const int64_t* id = ids->flat<int64_t>().data() + num_cached;
+    const float* value = known->flat<float>().data();
+    float* next_same = same->flat<float>().data();
+    int32_t row_place = num_cached, same_place = ids->NumElements() - num_same;
+    std::vector<const float*> found;
     for (int s = 0; s < shards_.num(); ++s) {
-      const int64_t num = rows[s].dim_size(0);
-      cache->Store(next, rows[s].flat<float>().data(), sleeps[s].flat<int32_t>().data(),
-                   sleeps[s].NumElements(), step);
-      next += num;
+      const float* row = rows[s].flat<float>().data();
+      const int32_t* words = sleeps[s].flat<int32_t>().data();
+      const int64_t num_words = sleeps[s].NumElements();
+      const int64_t num = num_words == 0 ? rows[s].dim_size(0) : num_words;
+      const int64_t first_known = num - hashes[s].NumElements();
+      found.clear();
+      for (int64_t i = 0; i < num; ++i) {
+        const bool is_same = num_words > 0 && (words[i] & Sleep::kSameBit) != 0;
+        OP_REQUIRES(context, !is_same || i >= first_known,
+                    InvalidArgument("row ", id[i], " was not known, and none was pulled for it"));
+        if (is_same) {
+          found.push_back(value + (i - first_known) * dim_);
+          std::memcpy(next_same, found.back(), dim_ * sizeof(float));
+          next_same += dim_;
+        } else {
+          found.push_back(row);
+          row += dim_;
+        }
+        *place++ = is_same ? same_place++ : row_place++;
+      }
+      cache->Store(id, found.data(), words, num_words, step);
+      id += num;
+      value += hashes[s].NumElements() * dim_;
     }
-    Tensor* num_entries;
-    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({}), &num_entries));
-    num_entries->scalar<int64_t>()() = cache->num_entries();
   }
 };
 

@@ -6,20 +6,42 @@ import pytest
 
 from tests.benchmarks import programs
 
+from distribution import network  # isort: skip (programs.py puts its folder on the path)
+
 
 def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
     options = {"rows": 3000, "dim": 32, "batch": 128, "fields": 8, "warmup": 40, "steps": 12}
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments, "--rounds", 2)
+    ends = ("", "_stale", "_bfloat16", "_long_bfloat16")
+    subjects = ["tf_keras", *(f"slipstream{end}" for end in ends)]
+    arguments += ["--rounds", 2, "--gigabits", 1, "--subjects", *subjects]
+    printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments)
     ratios = json.loads(printed.splitlines()[-1])
-    ends = ("", "_stale", "_bfloat16", "_stale_bfloat16")
-    names = {f"ps_{what}_ratio{end}" for what in ("bytes", "step") for end in ends}
-    assert set(ratios) == names | {f"{name}_legacy" for name in names}
+    speeds = [""] if network.why_not() else ["", "_1g"]
+    expected = {f"ps_bytes_ratio{end}" for end in ends}
+    for speed in speeds:
+        expected |= {f"ps_step_ratio{speed}{end}" for end in ends}
+        expected |= {f"ps_stale_over_none{speed}", f"ps_long_over_none{speed}_bfloat16"}
+    assert set(ratios) == expected
     # Few distinct rows: bytes follow, whatever messages cost.
     assert ratios["ps_bytes_ratio"] > 1.1 and ratios["ps_bytes_ratio_stale"] > 1.1
     assert ratios["ps_bytes_ratio_bfloat16"] > 1.2 * ratios["ps_bytes_ratio"]
-    for subject in ("tf_keras", "tf_keras_legacy", *(f"slipstream{end}" for end in ends)):
+    for subject in subjects:
         assert f" {subject} " in printed
+
+
+def test_a_step_takes_as_long_as_processors_and_links_do():
+    from distribution.parameter_server import predicted_milliseconds as predicted
+
+    # A link of 1 Gbit/s carries 118,750 bytes of them in a millisecond.
+    assert predicted(0, 20, 1, 2, 2) == 20
+    assert predicted(118_750 * 30, 0, 1, 2, 2) == pytest.approx(15)
+    # One worker computes and waits in turn; more compute while others wait.
+    assert predicted(118_750 * 30, 20, 1, 1, 1) == pytest.approx(50)
+    assert 20 < predicted(118_750 * 30, 20, 1, 2, 2) < 25 + 10
+    # Two servers' links for four workers'.
+    assert predicted(118_750 * 30, 0, 1, 4, 2) == pytest.approx(15)
+    assert predicted(118_750 * 30, 20, 1, 2, 2) < predicted(118_750 * 31, 20, 1, 2, 2)
 
 
 @pytest.mark.parametrize("subject, rows", [("tf_keras", 100 + 40), ("tf_keras_legacy", 200)])

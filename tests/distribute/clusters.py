@@ -62,9 +62,13 @@ class Forks:
         self._source.kill()
         self._source.wait(timeout=30)
 
-    def start(self, argv, log, **environ):
-        """Runs a Python file or module, `argv[0]`; returns its `Process`."""
+    def start(self, argv, log, machine=None, **environ):
+        """Runs a Python file or module, `argv[0]`; returns its `Process`.
+
+        `machine`: a file that stands for a machine of a box.
+        """
         task = {"argv": list(map(str, argv)), "environ": environ, "log": str(log)}
+        task["machine"] = machine
         print(json.dumps(task), file=self._source.stdin, flush=True)
         return Process(int(self._source.stdout.readline()), self._folder)
 
@@ -107,12 +111,29 @@ class Cluster:
         num_workers: Positive integer.
         num_servers: Positive integer, of parameter servers.
         program: What a task runs, with `--cluster` and `--task`.
+        box: `network.Box` of benchmarks/distribution with a machine for each task, named "worker0",
+            "ps0" and so on, and "chief" for coordinators; None: all are on this one.
     """
 
-    def __init__(self, forks, folder, num_workers=2, num_servers=2, program="tf_slipstream.server"):
+    def __init__(
+        self,
+        forks,
+        folder,
+        num_workers=2,
+        num_servers=2,
+        program="tf_slipstream.server",
+        box=None,
+    ):
         self._forks, self._folder, self._program = forks, pathlib.Path(folder), program
-        ports = free_ports(num_workers + num_servers)
-        addresses = [f"localhost:{port}" for port in ports]
+        self._box = box
+        # Beside what waits for a link that is cut, others must go on.
+        self.environ = {} if box is None else {"TF_NUM_INTEROP_THREADS": "8"}
+        if box is None:
+            addresses = [f"localhost:{port}" for port in free_ports(num_workers + num_servers)]
+        else:
+            tasks = [f"worker{i}" for i in range(num_workers)]
+            tasks += [f"ps{i}" for i in range(num_servers)]
+            addresses = [f"{box.address(task)}:4000" for task in tasks]
         self.addresses = {"worker": addresses[:num_workers], "ps": addresses[num_workers:]}
         self._processes = {}
 
@@ -135,15 +156,19 @@ class Cluster:
         """Starts a task, in place of one that is gone."""
         argv = [self._program, "--cluster", json.dumps(self.addresses), "--task", f"{job}:{index}"]
         log = self._folder / f"{job}{index}.log"
-        self._processes[job, index] = self._forks.start(argv, log)
+        machine = self._box and self._box.path(f"{job}{index}")
+        self._processes[job, index] = self._forks.start(argv, log, machine, **self.environ)
 
     def wait_until_up(self, job, index):
         host, port = self.addresses[job][index].split(":")
         deadline = time.monotonic() + _START_SECONDS
+
+        def connect():
+            socket.create_connection((host, int(port)), timeout=1).close()
+
         while True:
             try:
-                socket.create_connection((host, int(port)), timeout=1).close()
-                return
+                return connect() if self._box is None else self._box.call("chief", connect)
             except OSError:
                 ended = self._processes[job, index].poll() is not None
                 if ended or time.monotonic() > deadline:
@@ -171,9 +196,10 @@ class Cluster:
 
     def config(self):
         """Returns TF_CONFIG for a coordinator."""
+        host = "localhost" if self._box is None else self._box.address("chief")
         return json.dumps(
             {
-                "cluster": {**self.addresses, "chief": [f"localhost:{free_ports(1)[0]}"]},
+                "cluster": {**self.addresses, "chief": [f"{host}:{free_ports(1)[0]}"]},
                 "task": {"type": "chief", "index": 0},
             }
         )
@@ -191,7 +217,11 @@ class Coordinator:
     def __init__(self, cluster, program, *arguments):
         self._log = cluster._folder / f"coordinator{time.monotonic_ns()}.log"
         self.process = cluster._forks.start(
-            [program, *arguments], self._log, TF_CONFIG=cluster.config()
+            [program, *arguments],
+            self._log,
+            cluster._box and cluster._box.path("chief"),
+            TF_CONFIG=cluster.config(),
+            **cluster.environ,
         )
 
     def log(self):

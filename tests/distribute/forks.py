@@ -1,13 +1,14 @@
 """Forks processes from one that has imported TensorFlow: importing takes seconds, a fork none.
 
 Run as a program: each line of its input is a JSON object with the `argv` of a Python module or file
-to run, what to add to `environ`, and the file `log`. It answers with the process's id. Children
-end when it does.
+to run, what to add to `environ`, the file `log`, and as `machine` the file that stands for one of a
+box, or null. It answers with the process's id. Children end when it does.
 """
 
 import ctypes
 import json
 import os
+import pathlib
 import runpy
 import signal
 import sys
@@ -22,6 +23,11 @@ def _run(task):
     os.dup2(log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(task["environ"])
+    if task["machine"]:
+        sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+        from distribution import network
+
+        network.enter(task["machine"])
     sys.argv = task["argv"]
     if task["argv"][0].endswith(".py"):
         runpy.run_path(task["argv"][0], run_name="__main__")

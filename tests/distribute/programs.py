@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 import time
 import urllib.request
@@ -153,6 +154,37 @@ def sums(settings):
         "before": before,
         "after": stats_of(optimizer)["item"],
         "devices": [shard.device for shard in layer._shards],
+    }
+
+
+def steady(settings):
+    """Adds up whole gradients until a file is there, and says how far each worker has come."""
+    strategy = connect()
+    with strategy.scope():
+        layer = layer_of(settings, embeddings_initializer="zeros")
+        layer.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    step = gradient_step(strategy, layer, optimizer)
+    rng = np.random.default_rng(0)
+    counts, num_steps = np.zeros(NUM_ROWS, np.int64), 0
+    while not os.path.exists(settings["until"]):
+        while num_steps < int(optimizer.iterations.numpy()) + 20:
+            ids = rng.zipf(1.2, 200) % NUM_ROWS
+            np.add.at(counts, ids, 1)
+            coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+            num_steps += 1
+        pulled, cached = worker_counts(optimizer)[:, :2].T
+        print(f"done {json.dumps((pulled + cached).tolist())}", flush=True)
+        time.sleep(0.05)
+    coordinator.join()
+    optimizer.wake_all()
+    return {
+        "steps": num_steps,
+        "iterations": int(optimizer.iterations.numpy()),
+        "num_wrong": int(np.sum(table_of(layer) != counts[:, None])),
+        "stats": stats_of(optimizer)["item"],
     }
 
 
@@ -456,7 +488,11 @@ def fit(settings):
         del arguments["validation_data"], arguments["validation_steps"]
     if _compat.IS_KERAS_3:
         trainer = slipstream.distribute.ParameterServerTrainer(
-            model, strategy, settings.get("folder"), settings.get("every")
+            model,
+            strategy,
+            settings.get("folder"),
+            settings.get("every"),
+            settings.get("max_delay"),
         )
         history = trainer.fit(dataset, **arguments)
     else:

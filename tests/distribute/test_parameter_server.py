@@ -105,11 +105,13 @@ def test_fit_takes_each_batch_once_of_data_that_workers_share(cluster):
     assert counts[:100] == [1] * 100
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
-def test_fit_trains_counts_and_holds(cluster, partitioned):
-    if partitioned and _compat.IS_KERAS_3:
+@pytest.mark.parametrize("more", [{}, {"partitioned": True}, {"max_delay": 0}], ids=str)
+def test_fit_trains_counts_and_holds(cluster, more):
+    if "partitioned" in more and _compat.IS_KERAS_3:
         pytest.skip("Keras 3 knows no partitioned variables; a large table has shards without")
-    settings = {"policy": programs.SLEEPY, "partitioned": partitioned}
+    if "max_delay" in more and not _compat.IS_KERAS_3:
+        pytest.skip("a bound on delay is the trainer's, which tf_keras does without")
+    settings = {"policy": programs.SLEEPY, **more}
     result = run(cluster, "fit", rule="Adagrad", rate=0.5, **settings)
     history = result["history"]
     assert result["iterations"] == 100
@@ -123,7 +125,7 @@ def test_fit_trains_counts_and_holds(cluster, partitioned):
     assert stats["num_lookups"] == 100 * 64 * 3
     assert stats["num_deferred_lookups"] > 0 and stats["num_cached_rows"] > 0
     assert stats["num_held_batches"] == stats["num_stale_rows"] == 0  # the end of fit
-    assert result["shapes"] == ([[500, 4]] * 2 if partitioned else [[1000, 4]])
+    assert result["shapes"] == ([[500, 4]] * 2 if "partitioned" in more else [[1000, 4]])
     assert len(set(result["devices"])) == len(result["devices"])
     assert all("/job:ps/" in device for device in result["devices"])
 

@@ -12,6 +12,7 @@ import tf_slipstream as slipstream
 from tests.models import embedding_of, random_table
 from tf_slipstream import _compat
 from tf_slipstream.distribute import CacheStats, ParameterServerTrainer, WorkerCache
+from tf_slipstream.distribute.trainer import Rounds
 from tf_slipstream.engine.server_table import server_tables
 from tf_slipstream.state.stats import SkipStats, sum_stats
 
@@ -122,6 +123,45 @@ def test_the_trainer_is_for_keras_3_and_parameter_servers():
         ValueError, match="ParameterServerStrategy" if _compat.IS_KERAS_3 else "fit"
     ):
         ParameterServerTrainer(None, tf.distribute.get_strategy())
+
+
+class Step:
+    """A step that workers do when somebody waits for it."""
+
+    def __init__(self, done):
+        self._done = done
+
+    def fetch(self):
+        self._done.append(self)
+
+
+@pytest.mark.parametrize("max_delay", [0, 1, 3])
+def test_a_step_waits_for_the_rounds_before_its_own(max_delay):
+    num_workers, sent, done = 3, [], []
+    rounds = Rounds(num_workers, max_delay)
+    for step in range(20):
+        rounds.wait()
+        # Those that were waited for, and no others: workers are kept as busy as they may be.
+        num_done = max(0, step // num_workers - max_delay) * num_workers
+        assert done == sent[:num_done], step
+        sent.append(Step(done))
+        rounds.add(sent[-1])
+
+
+def test_without_a_bound_nobody_waits():
+    rounds, done = Rounds(2, None), []
+    for _ in range(9):
+        rounds.wait()
+        rounds.add(Step(done))
+    assert not done
+
+
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="the trainer is for Keras 3")
+@pytest.mark.parametrize("wrong", [-1, 0.5, True])
+def test_a_delay_that_makes_no_sense_is_named(wrong, monkeypatch):
+    monkeypatch.setattr(tf.distribute, "ParameterServerStrategy", object)
+    with pytest.raises(ValueError, match="`max_delay` must be an integer >= 0 or None, got"):
+        ParameterServerTrainer(None, None, max_delay=wrong)
 
 
 def test_without_servers_there_is_nothing_cached_to_count():

@@ -9,8 +9,11 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
+import tf_slipstream as slipstream
+from tests.models import embedding_of
+from tf_slipstream import _compat
 from tf_slipstream.ops._library import needed_native_ops
-from tf_slipstream.ops.row_cache import RowCache, push_rows, sum_gradients
+from tf_slipstream.ops.row_cache import RowCache, pull_rows, push_rows, sum_gradients
 
 NUM_ROWS, DIM = 12, 3
 _names = (f"test{i}" for i in itertools.count())
@@ -30,9 +33,8 @@ def cache_of(**changes):
     return RowCache(**{**settings, **changes})
 
 
-def find(cache, ids, step):
-    """Returns `inverse`, `ids`, `num_lookups`, `cached` and the shards' `pulls`."""
-    found = needed_native_ops().slipstream_row_cache_find(
+def found_by(cache, ids, step):
+    return needed_native_ops().slipstream_row_cache_find(
         tf.constant(ids, tf.int64),
         step,
         num_shards=len(cache.row_starts) - 1,
@@ -40,25 +42,34 @@ def find(cache, ids, step):
         table_name=cache.table_name,
         **cache._attributes(),
     )
+
+
+def find(cache, ids, step):
+    """Returns `inverse`, `ids`, `num_lookups`, `cached` and the shards' `pulls`."""
+    found = found_by(cache, ids, step)
     pulls = [pull.numpy().tolist() for pull in found.pulls]
     return (*(one.numpy() for one in found[:4]), pulls)
 
 
 def look_up(cache, table, sleeps, ids, step):
     """Returns the rows `[num_lookups, dim]` that a step reads, distinct ids and their lookups."""
-    inverse, distinct, num_lookups, cached, pulls = find(cache, ids, step)
-    starts = cache.row_starts
-    pulled = [table[np.array(p, int) + start] for p, start in zip(pulls, starts)]
-    asleep = [sleeps[np.array(p, int) + start] for p, start in zip(pulls, starts)]
-    needed_native_ops().slipstream_row_cache_store(
-        distinct,
-        [tf.constant(rows.reshape(-1, DIM), tf.float32) for rows in pulled],
-        [tf.constant(one, tf.int32) for one in asleep],
-        step,
-        **cache._attributes(),
+    found = found_by(cache, ids, step)
+    pulled, asleep, known = [], [], found.known.numpy()
+    for pull, hashes, start in zip(found.pulls, found.hashes, cache.row_starts):
+        places = pull.numpy() + start
+        words, is_sent = sleeps[places].astype(np.int32), np.full(len(places), True)
+        values, known = known[: len(hashes)], known[len(hashes) :]
+        # What the server does: it sends no row that is what the worker has.
+        first = len(places) - len(hashes)
+        is_sent[first:] = (table[places[first:]] != values).any(axis=1)
+        words[~is_sent] |= np.iinfo(np.int32).min
+        pulled.append(tf.constant(table[places[is_sent]].reshape(-1, DIM), tf.float32))
+        asleep.append(tf.constant(words))
+    kept = needed_native_ops().slipstream_row_cache_store(
+        found.ids, found.known, found.hashes, pulled, asleep, step, **cache._attributes()
     )
-    rows = np.concatenate([cached, *pulled])
-    return rows[inverse], distinct, num_lookups
+    rows = np.concatenate([found.cached, *pulled, kept.same])[kept.places]
+    return rows[found.inverse], found.ids.numpy(), found.num_lookups.numpy()
 
 
 def push(cache, ids, grads, step, num_lookups=None, flush=False):
@@ -101,9 +112,7 @@ def test_each_row_is_asked_for_once_from_its_shard():
 def test_summed_gradients_come_in_the_order_in_which_ids_were_found():
     ids = [7, 0, 7, 4, 5, 11, 0, 7]
     cache, grads = cache_of(), np.arange(8 * DIM, dtype=np.float32).reshape(8, DIM)
-    found = needed_native_ops().slipstream_row_cache_find(
-        ids, 1, num_shards=2, max_age=0, table_name="user", **cache._attributes()
-    )
+    found = found_by(cache, ids, 1)
     distinct, sums = sum_gradients(cache, tf.constant(ids, tf.int64), grads)
     assert distinct.numpy().tolist() == [7, 0, 4, 5, 11]
     assert np.array_equal(distinct, tf.gather(found.ids, found.order))
@@ -135,7 +144,7 @@ def test_a_row_that_sleeps_is_not_pulled_before_it_wakes():
     cache, sleeps = cache_of(), AWAKE.copy()
     sleeps[3] = asleep(4)
     look_up(cache, table_of(), sleeps, [3, 2], 10)
-    for step, pulls in ((11, [[2], []]), (13, [[2], []]), (14, [[3, 2], []])):
+    for step, pulls in ((11, [[2], []]), (13, [[2], []]), (14, [[2, 3], []])):
         _, distinct, _, cached, found = find(cache, [3, 2], step)
         assert found == pulls, step
         assert np.array_equal(cached, table_of()[distinct[: len(cached)]])
@@ -147,6 +156,74 @@ def test_a_row_is_pulled_again_when_it_is_too_old(max_age, is_pulled):
     look_up(cache, table_of(), sleeps, [3], 10)
     pulled = [find(cache, [3], step)[4][0] == [3] for step in (11, 12)]
     assert pulled == is_pulled
+
+
+def test_a_row_that_has_not_changed_is_not_sent_again():
+    cache, sleeps = cache_of(), AWAKE.copy()
+    sleeps[[3, 8]] = asleep(2)
+    look_up(cache, table_of(), sleeps, [3, 8, 2], 10)
+    found = found_by(cache, [9, 8, 3, 4, 8], 12)
+    # Known rows come last of a shard's, each with a hash of its value.
+    assert [pull.numpy().tolist() for pull in found.pulls] == [[4, 3], [4, 3]]
+    assert [len(hashes) for hashes in found.hashes] == [1, 1]
+    assert np.array_equal(found.known, table_of()[[3, 8]])
+    changed = table_of()
+    changed[3] += 1
+    ids = [9, 8, 3, 4, 8]
+    rows, _, _ = look_up(cache, changed, sleeps, ids, 12)
+    assert np.array_equal(rows, changed[ids])
+    _, counts = push(cache, [], [], 12)
+    # Of the three rows of step 10 and the four of two lookups of step 12 one was not sent.
+    assert counts[6:8].tolist() == [3 + 4 + 3, 1]
+    assert np.array_equal(look_up(cache, changed, sleeps, ids, 13)[0], changed[ids])
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+def test_a_server_sends_no_row_that_the_worker_has(wire_dtype):
+    rows = np.random.default_rng(0).normal(size=(NUM_ROWS, DIM)).astype(np.float32)
+    layer = embedding_of(rows, name="user")
+    policy = slipstream.StalenessPolicy(min_updates=1, window=2, threshold=1e9, updates_per_sleep=1)
+    optimizer = slipstream.SlipstreamOptimizer(_compat.keras.optimizers.SGD(0.1), policy=policy)
+    optimizer.build(layer.trainable_variables)
+    (state,) = optimizer.tables.values()
+    ids = tf.constant([1, 4, 7, 4])
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids) ** 2)
+        tables = layer.trainable_variables
+        grads = tape.gradient(loss, [_compat.tf_variable(table) for table in tables])
+        optimizer.apply_gradients(zip(grads, tables))
+    cache = cache_of(row_starts=(0, NUM_ROWS), max_age=10**6)
+    every = tf.range(NUM_ROWS, dtype=tf.int64)
+
+    def pull(step):
+        """Returns how many rows were cached, came, and were the same."""
+        found = pull_rows(cache, [state], every, tf.constant(step, tf.int64), wire_dtype)
+        expected = tf.cast(tf.cast(state.table, wire_dtype), tf.float32)
+        assert np.array_equal(tf.gather(tf.concat(found.parts, 0), found.inverse), expected)
+        return [len(part) for part in found.parts]
+
+    assert pull(21) == [0, NUM_ROWS, 0]
+    num_asleep = pull(21)[0]
+    assert 0 < num_asleep <= 3
+    assert pull(1000) == [0, NUM_ROWS - num_asleep, num_asleep]
+    # By whatever they changed.
+    state.table.assign(rows)
+    assert pull(1001) == [0, NUM_ROWS, 0]
+    assert pull(1002) == [0, NUM_ROWS - num_asleep, num_asleep]
+
+
+def test_a_row_is_known_by_all_of_its_bits():
+    cache, sleeps, seen = cache_of(), np.full(NUM_ROWS, asleep(1)), set()
+    for step, value in enumerate([0.0, -0.0, 1.0, np.nextafter(np.float32(1), 2), 1e-45], 1):
+        for d in range(DIM):
+            table = table_of()
+            table[3, d] = value
+            look_up(cache, table, sleeps, [3], 10 * (DIM * step + d))
+            found = found_by(cache, [3], 10 * (DIM * step + d) + 5)
+            seen.add(int(found.hashes[0][0]))
+    # The row of `table_of` has neither of these values.
+    assert len(seen) == 5 * DIM
 
 
 def test_gradients_are_held_while_a_row_sleeps_and_sent_with_their_number():

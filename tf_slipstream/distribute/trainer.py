@@ -34,9 +34,15 @@ class ParameterServerTrainer:
         checkpoint_dir: Folder that all servers and this program share; None: no checkpoints. `fit`
             goes on from the last one in it.
         checkpoint_every: Steps between two checkpoints, beside one at each epoch's end; None: none.
+        max_delay: Bound on how far workers run apart. Steps are counted in rounds of as many as
+            there are workers; one begins when all of the rounds more than `max_delay` before its
+            own are done. So between a step's lookup and its update there are at most
+            `(2 * max_delay + 1) * num_workers - 1` updates by others. 0: a round begins when the
+            one before has ended, and all wait for the slowest worker. None: nobody waits.
 
     Raises:
-        ValueError: Under tf_keras, whose `model.fit` works on parameter servers.
+        ValueError: Under tf_keras, whose `model.fit` works on parameter servers; for a `max_delay`
+            below 0.
 
     Example:
 
@@ -50,14 +56,18 @@ class ParameterServerTrainer:
     ```
     """
 
-    def __init__(self, model, strategy, checkpoint_dir=None, checkpoint_every=None):
+    def __init__(self, model, strategy, checkpoint_dir=None, checkpoint_every=None, max_delay=None):
         if not _compat.IS_KERAS_3:
             raise ValueError("With tf_keras call `model.fit`: it works on parameter servers.")
         if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
             raise ValueError(f"`strategy` must be a ParameterServerStrategy, got {strategy!r}.")
+        is_count = isinstance(max_delay, int) and not isinstance(max_delay, bool)
+        if max_delay is not None and not (is_count and max_delay >= 0):
+            raise ValueError(f"`max_delay` must be an integer >= 0 or None, got {max_delay!r}.")
         self.model, self.strategy = model, strategy
         self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
         self._checkpoint_dir, self._checkpoint_every = checkpoint_dir, checkpoint_every
+        self._max_delay = max_delay
         self._checkpoints = None
         self._functions = {}
 
@@ -199,10 +209,12 @@ class ParameterServerTrainer:
 
     def _run_steps(self, kind, iterator, num_steps, run=None, begin=0, epoch=0):
         function = self._function(kind)
+        rounds = Rounds(num_tasks("worker"), self._max_delay if kind == "train" else None)
         for step in range(begin, num_steps):
             if run is not None:
                 run.on_train_batch_begin(step)
-            self.coordinator.schedule(function, args=(iterator,))
+            rounds.wait()
+            rounds.add(self.coordinator.schedule(function, args=(iterator,)))
             if run is not None:
                 run.on_train_batch_end(step)
             total = epoch * num_steps + step + 1
@@ -266,6 +278,35 @@ class ParameterServerTrainer:
         # What workers hold goes to the servers, which hold it on; no row wakes.
         self.model.optimizer.flush_workers()
         self._checkpoints.save(step)
+
+
+class Rounds:
+    """Keeps workers together: which steps must be done before another is sent.
+
+    Args:
+        num_workers: Steps of a round.
+        max_delay: As `ParameterServerTrainer`'s.
+    """
+
+    def __init__(self, num_workers, max_delay):
+        self._num_workers, self._max_delay = num_workers, max_delay
+        self._open = collections.deque()  # steps sent and not known to be done, oldest first
+        self._num_sent = 0
+
+    def wait(self):
+        """Waits until the next step may be sent."""
+        if self._max_delay is None:
+            return
+        first_open = self._num_workers * (self._num_sent // self._num_workers - self._max_delay)
+        while self._num_sent - len(self._open) < first_open:
+            self._open[0].fetch()
+            self._open.popleft()
+
+    def add(self, step):
+        """Notes a step that was sent, a `RemoteValue`."""
+        self._num_sent += 1
+        if self._max_delay is not None:
+            self._open.append(step)
 
 
 class _explained:

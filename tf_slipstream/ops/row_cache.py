@@ -15,8 +15,9 @@ from tf_slipstream.ops._library import needed_native_ops
 from tf_slipstream.ops._tables import NO_POOLS, pool_arguments
 
 # What a worker found in a batch: `parts`, joined the rows of its distinct ids; `inverse` int32,
-# each lookup's place among them; `num_lookups` int32 `[num_ids]`; `order` int32 `[num_ids]`, the
-# ids' places in order of first appearance; `stored`: what a push must wait for.
+# each lookup's place among them; `num_lookups` int32 `[num_ids]`, in another order; `order` int32
+# `[num_ids]`, the places in `num_lookups` in order of the ids' first appearance; `stored`: what a
+# push must wait for.
 FoundRows = collections.namedtuple(
     "FoundRows", ["parts", "inverse", "num_lookups", "order", "stored"]
 )
@@ -67,6 +68,9 @@ class RowCache:
 def pull_rows(cache, states, ids, step, wire_dtype="float32"):
     """Looks rows up in the cache and, those that are not there, on the servers.
 
+    A row that may have changed is asked for by a hash of the value that the cache has, and comes
+    only if it is another.
+
     Args:
         cache: `RowCache`.
         states: The shards' `TableState`s.
@@ -78,7 +82,7 @@ def pull_rows(cache, states, ids, step, wire_dtype="float32"):
         `FoundRows`.
     """
     ops = needed_native_ops()
-    inverse, distinct, num_lookups, cached, pulls, order = ops.slipstream_row_cache_find(
+    found = ops.slipstream_row_cache_find(
         ids,
         step,
         num_shards=len(states),
@@ -87,7 +91,7 @@ def pull_rows(cache, states, ids, step, wire_dtype="float32"):
         **cache._attributes(),
     )
     rows, sleeps = [], []
-    for state, pull in zip(states, pulls, strict=True):
+    for state, pull, hashes in zip(states, found.pulls, found.hashes, strict=True):
         # A read of nothing, and never run in a function: tapes then know that the table was read.
         tf.gather(state.table, tf.zeros([0], tf.int32))
         with tf.device(state.table.device):
@@ -95,26 +99,39 @@ def pull_rows(cache, states, ids, step, wire_dtype="float32"):
                 state.table.handle,
                 **pool_arguments([state]),
                 ids=pull,
+                hashes=hashes,
                 step=step,
                 num_rows=state.num_rows,
                 dim=cache.dim,
+                to_bfloat16=wire_dtype == "bfloat16",
                 table_name=state.name,
             )
             sent = tf.cast(pulled.rows, wire_dtype)
         rows.append(tf.cast(sent, tf.float32))
         sleeps.append(pulled.sleeps)
-    stored = []
-    if cache.capacity:
-        kept = ops.slipstream_row_cache_store(distinct, rows, sleeps, step, **cache._attributes())
-        stored = [kept]
-    return FoundRows([cached, *rows], inverse, num_lookups, order, stored)
+    if not cache.capacity:
+        parts = [found.cached, *rows]
+        return FoundRows(parts, found.inverse, found.num_lookups, found.order, [])
+    kept = ops.slipstream_row_cache_store(
+        found.ids, found.known, found.hashes, rows, sleeps, step, **cache._attributes()
+    )
+    inverse = tf.gather(kept.places, found.inverse)
+    parts = [found.cached, *rows, kept.same]
+    return FoundRows(parts, inverse, found.num_lookups, found.order, [kept.places])
 
 
 @tf.RegisterGradient("Slipstream>PullRows")
 def _pull_rows_gradient(op, rows_grad, _):
-    ids = op.inputs[-2]
+    ids = op.inputs[-3]
+    if op.get_attr("num_policies"):
+        # Those that came: the sign says that the worker had the row.
+        ids = tf.boolean_mask(ids, op.outputs[1] >= 0)
     shape = tf.constant([op.get_attr("num_rows"), op.get_attr("dim")], tf.int64)
     return [tf.IndexedSlices(rows_grad, ids, shape), *[None] * (len(op.inputs) - 1)]
+
+
+# What comes out of it came in as pulled rows, whose gradient a tape finds without.
+tf.no_gradient("Slipstream>RowCacheStore")
 
 
 def listen_to_lookups(listener):

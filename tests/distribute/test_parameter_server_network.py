@@ -1,0 +1,94 @@
+"""Links that fail or are slow, where each process has a machine of its own in a box."""
+
+import json
+import time
+
+import pytest
+
+from tests.benchmarks.programs import ROOT
+from tests.distribute import clusters, programs
+
+from distribution import network  # isort: skip (tests.benchmarks puts its folder on the path)
+
+PROGRAMS = ROOT / "tests" / "distribute" / "programs.py"
+MACHINES = ["worker0", "worker1", "ps0", "ps1", "chief"]
+CUT_SECONDS = 10
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def box():
+    if reason := network.why_not():
+        pytest.skip(reason)
+    with network.Box(MACHINES, gigabits=1) as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def boxed(forks, box, tmp_path_factory):
+    with clusters.Cluster(forks, tmp_path_factory.mktemp("boxed"), box=box) as cluster:
+        yield cluster
+
+
+class Run:
+    """A coordinator that adds up gradients until it is told to end."""
+
+    def __init__(self, cluster, until):
+        self._until = until
+        # Rows of 1 KiB: a step has some hundred.
+        settings = {"until": str(until), "dim": 256, "policy": programs.SLEEPY}
+        self.coordinator = clusters.Coordinator(cluster, PROGRAMS, "steady", json.dumps(settings))
+
+    def rows_of_workers(self):
+        """Returns how many rows each worker has looked up."""
+        lines = [
+            line for line in self.coordinator.log().split("\n")[:-1] if line.startswith("done")
+        ]
+        return json.loads(lines[-1][len("done ") :]) if lines else [0, 0]
+
+    def wait_until(self, worker, num_rows):
+        """Waits until a worker has looked up so many rows since now."""
+        first, end = self.rows_of_workers()[worker], time.monotonic() + SECONDS
+        while self.rows_of_workers()[worker] < first + num_rows:
+            assert time.monotonic() < end, self.coordinator.log()[-2000:]
+            time.sleep(0.05)
+
+    def result(self):
+        self._until.touch()
+        return self.coordinator.result(SECONDS)
+
+
+@pytest.fixture
+def run(boxed, tmp_path):
+    run = Run(boxed, tmp_path / "end")
+    yield run
+    run.coordinator.close()
+
+
+def test_no_update_is_lost_and_no_worker_waits_for_anothers_link(box, run):
+    for worker in (0, 1):
+        run.wait_until(worker, 1)
+    start = time.monotonic()
+    box.links.cut("worker1")
+    try:
+        run.wait_until(0, 2000)
+        time.sleep(max(0, start + CUT_SECONDS - time.monotonic()))
+    finally:
+        box.links.mend("worker1")
+    run.wait_until(1, 1)
+    # Then a link of 1 Mbit/s, which takes half a second for a step.
+    box.links.shape(0.001, "worker1")
+    try:
+        run.wait_until(1, 1)
+        before = run.rows_of_workers()
+        run.wait_until(0, 4000)
+        fast, slow = (now - then for now, then in zip(run.rows_of_workers(), before))
+    finally:
+        box.links.shape(1, "worker1")
+    result = run.result()
+    assert fast > 2 * slow
+    # A step may be done again whose answer was lost.
+    assert result["steps"] <= result["iterations"] <= result["steps"] + 1
+    if result["iterations"] == result["steps"]:
+        assert result["num_wrong"] == 0
+    assert result["stats"]["num_lost_batches"] == 0
