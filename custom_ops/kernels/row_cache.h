@@ -2,7 +2,8 @@
 #define SLIPSTREAM_KERNELS_ROW_CACHE_H_
 
 // What a worker keeps of a table that lives on parameter servers: values of rows that sleep, which
-// do not change, and the sums of their gradients until they wake. docs/reference/parameter_servers.md.
+// do not change, and the sums of their gradients until they wake.
+// docs/reference/parameter_servers.md.
 
 #include <algorithm>
 #include <cstdint>

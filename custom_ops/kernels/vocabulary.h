@@ -1,8 +1,8 @@
 #ifndef SLIPSTREAM_KERNELS_VOCABULARY_H_
 #define SLIPSTREAM_KERNELS_VOCABULARY_H_
 
-// Which row of a table an id has, while training gives and takes rows. docs/guide/vocabulary.md says what
-// a step does; tf_slipstream/ops/vocabulary_fallback.py is the same in NumPy, to the bit.
+// Which row of a table an id has, while training gives and takes rows. docs/guide/vocabulary.md
+// says what a step does; tf_slipstream/ops/vocabulary_fallback.py is the same in NumPy, to the bit.
 
 #include <cstdint>
 #include <vector>
