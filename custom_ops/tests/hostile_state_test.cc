@@ -162,6 +162,7 @@ void TestHostileState() {
       policy.drift_metric = metric;
       policy.min_updates = 3;
       policy.window = policy.probe = policy.first_sleep = policy.updates_per_sleep = 2;
+      policy.sleep_growth = 1;
       policy.max_threshold = 1e9;
       policy.max_sleep = 8;
       policy.max_age = int64_t{1} << 53;
