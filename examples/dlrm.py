@@ -336,15 +336,15 @@ def print_table(results):
     if "best_possible_auc" in results[-1]:
         print(f"{'(teacher)':>12} {'':22} {results[-1]['best_possible_auc']:9.4f}")
     print(
-        "\nHow to read it: `ms a step` is the median, reading the data included. The AUCs agree\n"
-        "but for noise of 0.001; that of Keras 3, which does not sum the gradients of an\n"
-        "id that repeats in a batch, differs a little more."
+        "\nHow to read it: `ms a step` is the median, reading the data included. The AUCs\n"
+        "agree but for noise of 0.001; that of Keras 3, which does not sum the gradients\n"
+        "of an id that repeats in a batch, differs a little more."
     )
     for r in results:
         if "saved_lookups" in r:
             print(
                 f"`sleeping` deferred {r['saved_lookups']:.0%} of lookups, "
-                f"{r['saved_row_updates']:.0%} of row updates: bytes saved between machines."
+                f"{r['saved_row_updates']:.0%} of row\nupdates: bytes saved between machines."
             )
         if "share_kept" in r:
             print(

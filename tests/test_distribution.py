@@ -8,6 +8,8 @@ SCRIPT = """
 import numpy as np
 import tensorflow as tf
 
+from tests.distribute.replicas import strategy_of
+
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
@@ -30,7 +32,7 @@ def train(strategy):
     return optimizer, model.layers[1].get_weights()[0]
 
 
-mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+mirrored = strategy_of(2)
 optimizer, table = train(mirrored)
 state = optimizer.tables["user"]
 for variable in (state.table, *state.slots, state.last_steps, state.changed_rows, state.counters):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.distribute.replicas import strategy_of
 from tests.models import (
     assert_all_equal,
     click_data,
@@ -437,7 +438,7 @@ def test_an_initializer_that_fails_for_the_new_size_leaves_all_as_it_was():
 
 
 def test_a_table_on_several_replicas_is_refused():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_of(2)
     with strategy.scope():
         layer = SlipstreamEmbedding(SMALL, DIM)
         layer.build(None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.distribute.replicas import strategy_of
 from tests.models import assert_all_equal, sleepy, values_of
 from tests.vocabulary_oracle import DictionaryVocabulary
 from tf_slipstream import (
@@ -466,7 +467,7 @@ def test_a_table_behind_another_operation_is_an_error_and_nothing_learns_wrongly
 
 
 def test_replicas_stay_alike_and_give_the_rows_that_one_device_gives():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_of(2)
     with strategy.scope():
         model = model_of(admit_after=2, forget_after=2)
     alone = model_of(admit_after=2, forget_after=2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.distribute.replicas import strategy_of
 from tf_slipstream import _compat
 
 if not _compat.IS_KERAS_3:
@@ -115,7 +116,7 @@ def test_use_weight_decay_knows_what_is_excluded():
 
 def test_distribution_strategy_is_that_of_the_constructor():
     """`_distribution_strategy`."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_of(2)
     with strategy.scope():
         assert keras.optimizers.SGD()._distribution_strategy is strategy
     assert keras.optimizers.SGD()._distribution_strategy is not strategy

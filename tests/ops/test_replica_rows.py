@@ -180,6 +180,8 @@ def test_the_native_op_refuses_what_does_not_fit():
         holding_tables=[0],
         table_names=["user"],
         num_rows=[NUM_ROWS],
+        num_fields=[0],
+        row_ends=[],
     )
     native.slipstream_replica_rows(**arguments)
     bad_held = tf.Variable(tf.zeros([NUM_ROWS, DIM + 1]))
@@ -189,6 +191,7 @@ def test_the_native_op_refuses_what_does_not_fit():
         ("step", tf.zeros([2], tf.int64), "step must be a scalar"),
         ("holding_tables", [1], "no table 1"),
         ("table_names", [], "table_names"),
+        ("num_fields", [1], "as many row_ends as num_fields say"),
         ("indices", [tf.constant(ids) + NUM_ROWS], "is not in"),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -198,6 +201,6 @@ def test_the_native_op_refuses_what_does_not_fit():
 def test_the_native_update_refuses_counts_that_do_not_fit():
     state = tables.new_state(RULE, np.zeros([NUM_ROWS, DIM]))
     one = slices([1], np.ones([1, DIM], np.float32))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="num_lookups must be"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="num_lookups of table .* must be"):
         apply_rows(RULE, [state], [one], settings_of(), num_lookups=[tf.zeros([2], tf.int64)])
     assert not state.table.numpy().any()

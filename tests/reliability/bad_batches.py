@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from tests.distribute.replicas import strategy_of
 from tests.models import embedding_of, random_table
 from tf_slipstream import SlipstreamEmbeddingCollection, SlipstreamOptimizer, _compat
 from tf_slipstream._compat import keras
@@ -60,8 +61,7 @@ def model_of(kind):
     """Returns a model of tables, of a collection, or on two replicas, trained a little."""
     scope = contextlib.nullcontext()
     if kind == "replicas":
-        reduction = tf.distribute.ReductionToOneDevice()
-        scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction).scope()
+        scope = strategy_of(2).scope()
     with scope:
         model = _model(as_collection=kind == "collection")
     model.fit(*batch(num=4 * SIZE), batch_size=SIZE, verbose=0)
