@@ -43,7 +43,7 @@ def test_the_demo_compares_all_ways_of_training_on_a_synthetic_log(tmp_path):
     # All start from the same weights and see the same examples.
     aucs = [float(row[3]) for row in rows]
     assert max(aucs) - min(aucs) < 0.02, aucs
-    assert re.search(r"deferred \d+% of lookups, \d+% of row updates", done.stdout)
+    assert re.search(r"deferred \d+% of lookups, \d+% of row\supdates", done.stdout)
     assert "(teacher)" in done.stdout and "How to read it" in done.stdout
     report = tmp_path / "demo" / "report.html"
     assert f"A report that a manager can read: {report}" in done.stdout
