@@ -141,8 +141,7 @@ class TableLayer:
         if taken is None:
             return
         num_rows = self.num_rows if num_rows is None else num_rows
-        vocabulary = taken.vocabulary()
-        vocabulary.note_table(self, field, num_rows)
+        taken.vocabulary.note_table(self, field, num_rows)
         name = self.name if field is None else f"{self.name}/{field}"
 
         def values_of(rows, step):

@@ -235,7 +235,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         rows, taken, step = admit_ids(self.name, found, self._settings, all_words)
         rows = of_this_replica(rows)
         outputs = _like(ids, tf.reshape(rows, tf.shape(flat)))
-        taken = TakenBack(taken, step, found["counters"], weakref.ref(self))
+        taken = TakenBack(taken, step, found["counters"], self)
         taken.go_with(outputs)
         return outputs
 

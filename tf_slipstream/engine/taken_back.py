@@ -5,7 +5,6 @@ these up resets those first, in the same step.
 """
 
 import dataclasses
-import weakref
 
 import tensorflow as tf
 
@@ -25,13 +24,13 @@ class TakenBack:
         rows: int64 `[num]`; may repeat.
         step: int64 scalar, the vocabulary's step.
         counters: The vocabulary's `tf.Variable` of counters.
-        vocabulary: Weak reference to it.
+        vocabulary: The `DynamicVocabulary`.
     """
 
     rows: tf.Tensor
     step: tf.Tensor
     counters: tf.Variable
-    vocabulary: weakref.ref
+    vocabulary: object
 
     def go_with(self, *tensors):
         """Has whoever looks up one of these tensors reset the rows."""
