@@ -34,6 +34,8 @@ hypothesis.settings.load_profile("repeatable")
 
 # What asks Keras for nothing is tested once, with Keras 3.
 _ONCE = ("analysis", "data", "delta", "ops", "reliability", "test_architecture.py", "test_docs.py")
+# Its rules are held to both Kerases' dense updates by ops/test_apply_rows_against_keras.py.
+_ONCE += ("update_rules/test_conservation.py",)
 _TWICE = ("analysis/test_popularity.py", "data/test_criteo_text.py")
 _TWICE += ("ops/test_apply_rows_against_keras.py", "ops/test_bfloat16.py")
 # Keras reads and checks batches, saves and restores.
@@ -46,8 +48,9 @@ def pytest_ignore_collect(collection_path):
     if _compat.IS_KERAS_3 or collection_path.is_dir() or _TESTS not in collection_path.parents:
         return None
     path = collection_path.relative_to(_TESTS)
+    is_once = path.parts[0] in _ONCE or path.as_posix() in _ONCE
     # None: as any other.
-    return (path.parts[0] in _ONCE and path.as_posix() not in _TWICE) or None
+    return (is_once and path.as_posix() not in _TWICE) or None
 
 
 def pytest_collection_finish():
