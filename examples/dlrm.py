@@ -25,41 +25,17 @@ import pathlib
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-@contextlib.contextmanager
-def quiet_start():
-    """Keeps off the terminal what TensorFlow's C++ says while it starts, unless the start fails.
+import numpy as np
+import running
+import tensorflow as tf
+import tqdm
 
-    It says so before it reads TF_CPP_MIN_LOG_LEVEL, so that only its file descriptor can be turned.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(terminal, said.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
-with quiet_start():
-    import numpy as np
-    import tensorflow as tf
-    import tqdm
-
-    import tf_slipstream as slipstream
-    from tf_slipstream import cli
-
-    tf.config.list_physical_devices()  # starts CUDA, where there is one
+import tf_slipstream as slipstream
+from tf_slipstream import cli
 
 keras = tf.keras
 SUBJECTS = ("keras", "tf_keras", "slipstream", "sleeping")
@@ -184,17 +160,6 @@ class Progress(keras.callbacks.Callback):
         self.bar.close()
 
 
-def area_under_curve(labels, scores):
-    """Returns the exact AUC: the share of (click, no click) pairs in the right order, ties half."""
-    order = np.argsort(scores, kind="stable")
-    _, first, count = np.unique(scores[order], return_index=True, return_counts=True)
-    ranks = np.repeat(first + (count + 1) / 2, count)
-    clicks = labels[order] > 0.5
-    num_clicks = clicks.sum()
-    above = ranks[clicks].sum() - num_clicks * (num_clicks + 1) / 2
-    return above / (num_clicks * (len(labels) - num_clicks))
-
-
 def train(subject, args):
     """Trains one way and prints what came of it as a JSON line."""
     log = open_log(args)
@@ -223,7 +188,7 @@ def train(subject, args):
         # The first steps trace and compile.
         "ms_per_step": 1e3 * float(np.median(progress.seconds[5:] or progress.seconds)),
         "examples_per_second": args.epochs * num_train / total,
-        "auc": float(area_under_curve(labels, scores)),
+        "auc": float(running.area_under_curve(labels, scores)),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
     if subject == CHOSEN:
@@ -234,7 +199,9 @@ def train(subject, args):
         result |= saved_shares(model.optimizer.skip_stats().values())
     if args.data is None:
         ceiling = [log.bayes_probability(ids, dense) for (dense, ids), _ in test]
-        result["best_possible_auc"] = float(area_under_curve(labels, np.concatenate(ceiling)))
+        result["best_possible_auc"] = float(
+            running.area_under_curve(labels, np.concatenate(ceiling))
+        )
     print(json.dumps(result))
 
 

@@ -17,6 +17,7 @@ from tf_slipstream.ops.admit_ids import admit_ids
 from tf_slipstream.ops.encoded_ids import decoded_ids, encoded_ids
 from tf_slipstream.ops.find_ids import find_ids
 from tf_slipstream.resizing import resize
+from tf_slipstream.state import schema
 from tf_slipstream.state.table import TableState
 from tf_slipstream.state.vocabulary import (
     NAMES,
@@ -370,15 +371,8 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         counters = self._variables()["counters"].numpy()
         counts = {
             name: counter(counters, name)
-            for name in (
-                "num_lookups",
-                "num_known_lookups",
-                "num_padding_lookups",
-                "num_too_long_lookups",
-                "num_admitted",
-                "num_forgotten",
-                "num_evicted",
-            )
+            for name in schema.VOCABULARY_COUNTERS
+            if name in VocabularyStats.__annotations__
         }
         num_others = counts["num_known_lookups"] + counts["num_padding_lookups"]
         return VocabularyStats(

@@ -420,7 +420,7 @@ struct Adam {
     }
   }
   // Adjust, the weight decay and Update with one gradient, of a row that missed steps: the same
-  // operations in one pass, which saves most of the time that the first takes.
+  // operations in one pass; docs/evidence/parity.md has what that saves.
   //   kept  of each weight, by the weight decay
   SLIPSTREAM_INLINE void AdjustAndUpdate(RowState r, const float* __restrict grad, int64_t dim,
                                          const Touch& touch, float kept) const {
