@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 import tf_slipstream as slipstream
+from quality.controls import StaleInputs
 from tf_slipstream.selection import batches
 
 
@@ -24,13 +25,16 @@ class Chooser:
         num_dense = data_set.test.dense.shape[1]
         dense = {"dense": lambda inputs: inputs[1], "num_dense": num_dense} if num_dense else {}
         self.pilot = slipstream.Pilot(dims, ids=lambda inputs: inputs[0], **dense)
-        self.selector = slipstream.InputSelector(
-            self.pilot,
-            configuration.keep,
-            configuration.method,
-            seed=seed,
-            uses_log_odds=configuration.wide,
-        )
+        if configuration.method == "stale_inputs":
+            self.selector = StaleInputs(dims, configuration.keep)
+        else:
+            self.selector = slipstream.InputSelector(
+                self.pilot,
+                configuration.keep,
+                configuration.method,
+                seed=seed,
+                uses_log_odds=configuration.wide,
+            )
         self._is_wide, self._step, self._waiting = configuration.wide, step, None
 
     def read(self, ids, dense, labels):

@@ -6,8 +6,8 @@ from tf_slipstream import StalenessPolicy
 from tf_slipstream.policy import PRESETS
 
 CONTROLS = ("random_rows", "frozen_after", "random_inputs", "fixed")
-# Ways of choosing inputs, before the forward pass, by `slipstream.InputSelector`.
-CHOICES = ("contribution", "negatives", "random")
+# Ways of choosing inputs before the forward pass: those of `slipstream.InputSelector`, a control.
+CHOICES = ("contribution", "negatives", "random", "stale_inputs")
 # Whose embeddings and optimizer are Keras's own.
 STOCK = ("stock", "dense")
 HELP = """
@@ -23,7 +23,8 @@ A configuration is one of
   fixed=8,min_updates=100   every popular row is updated once in 8 batches, whatever its drift
   random_inputs=0.3         this share of the examples is left out
   contribution=0.5          this share is chosen by its contribution, in full batches; or negatives=
-                            (positives and a share of the negatives), random=
+                            (positives and a share of the negatives), random=, stale_inputs= (those
+                            with the youngest row: that of the fewest lookups so far)
   contribution=0.5,wide     the same, with the pilot's log odds added to the model's; wide of all
                             inputs is contribution=1,wide
 """

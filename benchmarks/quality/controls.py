@@ -1,6 +1,11 @@
 """Controls that are no part of the product: they leave gradients out before the optimizer."""
 
+import types
+
+import numpy as np
 import tensorflow as tf
+
+from tf_slipstream.selection.selector import Selection
 
 
 class Filter:
@@ -51,6 +56,37 @@ class Filter:
     def counts(self):
         """Returns lookups, those left out, row updates, those left out; so far."""
         return [int(count) for count in self._counts.numpy()]
+
+
+class StaleInputs:
+    """Leaves out the inputs of a batch whose rows have all been looked up often.
+
+    It has what `training` uses of a `slipstream.InputSelector`.
+
+    Args:
+        sizes: Rows of each column's table; columns with a table in common have a part each.
+        keep: Share of a batch that is kept: that with the youngest rows.
+    """
+
+    def __init__(self, sizes, keep):
+        self._begins = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+        self._num_lookups = tf.Variable(tf.zeros([sum(sizes)], tf.int32))
+        self._keep = keep
+
+    def select(self, inputs, labels):
+        """Returns a `Selection` of a batch of `(ids, dense)`."""
+        rows = inputs[0] + self._begins
+        youngest = tf.reduce_min(tf.gather(self._num_lookups, rows), axis=1)
+        ones = tf.ones([tf.size(rows)], tf.int32)
+        self._num_lookups.scatter_add(tf.IndexedSlices(ones, tf.reshape(rows, [-1])))
+        num_kept = round(self._keep * labels.shape[0])
+        # Of equally young ones those that come first.
+        positions = tf.sort(tf.argsort(youngest, stable=True)[:num_kept])
+        zeros = tf.zeros([num_kept])
+        return Selection(tf.cast(positions, tf.int64), zeros, zeros + 1, zeros)
+
+    def stats(self):
+        return types.SimpleNamespace(share_kept=self._keep)
 
 
 def _uniform(rows, step, seed):

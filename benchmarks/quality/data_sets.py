@@ -135,13 +135,13 @@ def drifting(args):
     return synthetic(args, drifts=True)
 
 
-def gowalla(args):
+def gowalla(args, num_negatives=NUM_NEGATIVES):
     users, items, is_test = _columns(args, "gowalla", ["user", "item", "is_test"])
     num_users, num_items = int(users.max()) + 1, int(items.max()) + 1
     train = np.stack([users, items], axis=1)[~is_test]
 
     def with_negatives(pairs, rng):
-        negatives = rng.integers(num_items, size=(len(pairs), NUM_NEGATIVES), dtype=np.int32)
+        negatives = rng.integers(num_items, size=(len(pairs), num_negatives), dtype=np.int32)
         return _candidates(np.concatenate([pairs, negatives], axis=1), num_queries=1)
 
     def epoch(seed, number):
@@ -151,7 +151,7 @@ def gowalla(args):
 
     test = np.stack([users, items], axis=1)[is_test]
     return DataSet(
-        (Table("user", num_users, 1), Table("item", num_items, 1 + NUM_NEGATIVES)),
+        (Table("user", num_users, 1), Table("item", num_items, 1 + num_negatives)),
         lambda dim: models.TwoTower(dim, num_queries=1, has_tower=False),
         epoch,
         with_negatives(test, _random(0)),
@@ -160,7 +160,7 @@ def gowalla(args):
     )
 
 
-def diginetica(args, num_previous=3, window=10_000):
+def diginetica(args, num_negatives=NUM_NEGATIVES, num_previous=3, window=10_000):
     """The next item of a session by the items before, among items clicked at about that time."""
     session, item, is_test = _columns(args, "diginetica", ["session", "item", "is_test"])
     num_items = int(item.max()) + 1
@@ -174,7 +174,7 @@ def diginetica(args, num_previous=3, window=10_000):
     has_previous = clicks[:, 0] < num_items
 
     def with_negatives(places, rng):
-        shift = rng.integers(-window, window, size=(len(places), NUM_NEGATIVES))
+        shift = rng.integers(-window, window, size=(len(places), num_negatives))
         # Of the same part, so that no item of the test is a negative before.
         others = places[0] + np.abs(places[:, np.newaxis] + shift - places[0])
         negatives = item[places[-1] - np.abs(places[-1] - others)]
@@ -190,7 +190,7 @@ def diginetica(args, num_previous=3, window=10_000):
     return DataSet(
         (
             Table("previous", num_items + 1, num_previous),
-            Table("item", num_items, 1 + NUM_NEGATIVES),
+            Table("item", num_items, 1 + num_negatives),
         ),
         lambda dim: models.TwoTower(dim, num_previous, has_tower=True),
         epoch,
@@ -199,13 +199,55 @@ def diginetica(args, num_previous=3, window=10_000):
     )
 
 
+def gowalla_clicks(args):
+    """Each pair of a user and an item is an example of its own: a click or not."""
+    return _as_clicks(gowalla(args, args.negatives), 1, has_tower=False)
+
+
+def diginetica_clicks(args):
+    return _as_clicks(diginetica(args, args.negatives), 3, has_tower=True)
+
+
+def _as_clicks(data_set, num_queries, has_tower):
+    """Gives every candidate an example, with its query; a query's examples come one by one."""
+    num_candidates = data_set.test.labels.shape[1]
+
+    def flat(examples):
+        queries = np.repeat(examples.ids[:, :num_queries], num_candidates, axis=0)
+        candidates = examples.ids[:, num_queries:].reshape(-1, 1)
+        labels = examples.labels.reshape(-1)
+        ids = np.concatenate([queries, candidates], axis=1)
+        return Examples(ids, np.zeros((len(ids), 0), np.float32), labels)
+
+    def epoch(seed, number):
+        examples, order = data_set.epoch(seed, number)
+        places = order[:, np.newaxis] * num_candidates + np.arange(num_candidates)
+        # Within a stretch, so that a batch has queries as mixed as its candidates.
+        places = places.reshape(-1)
+        return flat(examples), places[_order_in_stretches(len(places), seed, number)]
+
+    queries, items = data_set.tables
+    return dataclasses.replace(
+        data_set,
+        tables=(queries, items._replace(num_columns=1)),
+        make_model=lambda dim: models.Clicks(dim, num_queries, has_tower),
+        epoch=epoch,
+        test=flat(data_set.test),
+        ranking=None,
+    )
+
+
 # Made by `SyntheticClickLog`, in the sizes of the command line.
 SYNTHETIC = ("long_tail", "synthetic", "changing", "seasonal", "trending", "drifting")
+# Of positives and sampled negatives.
+OF_PAIRS = ("gowalla_clicks", "diginetica_clicks")
 DATA_SETS = {
     "long_tail": long_tail,
     "criteo80k": criteo80k,
     "gowalla": gowalla,
     "diginetica": diginetica,
+    "gowalla_clicks": gowalla_clicks,
+    "diginetica_clicks": diginetica_clicks,
     "synthetic": synthetic,
     "changing": changing,
     "seasonal": seasonal,

@@ -71,5 +71,12 @@ class TwoTower:
         return dots + self._bias(tf.ones([1, 1]))
 
 
+class Clicks(TwoTower):
+    """The same for one candidate: logits `[batch]`."""
+
+    def __call__(self, rows, dense):
+        return super().__call__(rows, dense)[:, 0]
+
+
 def _dense(units, activation="relu"):
     return keras.layers.Dense(units, activation=activation)

@@ -39,6 +39,8 @@ def jobs(lines):
             continue
         settings = dict(line["settings"])
         seed, configuration = settings.pop("seed"), settings.pop("configuration")
+        if "best_of" in settings:
+            settings.pop("learning_rate")
         found[key_of(settings)][key_of(configuration)][seed] = line
     return found
 

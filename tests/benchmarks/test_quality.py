@@ -97,6 +97,39 @@ def test_popularity_alone_freezes_rows_for_ever_after_their_updates(quality):
     assert drops.counts() == [12, 5, 7, 2]
 
 
+def test_stale_inputs_are_those_whose_rows_were_all_looked_up_often(quality):
+    control = quality.controls.StaleInputs([3, 2], keep=0.5)
+    ids = np.array([[0, 0], [0, 1], [1, 0], [0, 0]], np.int32)
+    labels = np.zeros(4, np.float32)
+    # All rows are new, so that those are kept that come first.
+    np.testing.assert_array_equal(control.select((ids, None), labels).positions, [0, 1])
+    # Now row 1 of each table has one lookup, the rows 0 three.
+    np.testing.assert_array_equal(control.select((ids, None), labels).positions, [1, 2])
+    ids[3] = [2, 0]  # a new row
+    np.testing.assert_array_equal(control.select((ids, None), labels).positions, [1, 3])
+    assert control.stats().share_kept == 0.5
+
+
+def test_candidates_become_clicks_of_their_own(quality):
+    from quality import data_sets
+
+    ranked = data_sets.DataSet(
+        (data_sets.Table("user", 9, 1), data_sets.Table("item", 99, 3)),
+        None,
+        lambda seed, epoch: (examples, np.array([1, 0])),
+        examples := data_sets._candidates(np.array([[1, 10, 11, 12], [2, 20, 21, 22]]), 1),
+    )
+    clicks = data_sets._as_clicks(ranked, 1, has_tower=False)
+    found, order = clicks.epoch(0, 0)
+    expected = [[1, 10], [1, 11], [1, 12], [2, 20], [2, 21], [2, 22]]
+    np.testing.assert_array_equal(found.ids, expected)
+    np.testing.assert_array_equal(found.labels, [1, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(np.sort(order), np.arange(6))
+    assert [table.num_columns for table in clicks.tables] == [1, 1]
+    rows = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
+    assert clicks.make_model(4)(rows, None).shape == (6,)
+
+
 def line(family, seed, auc):
     """Returns a run's line of results, of one data set and optimizer."""
     settings = {"data": "d", "optimizer": "o", "configuration": {"f": family}, "seed": seed}
@@ -161,6 +194,22 @@ def test_the_bench_runs_resumes_and_sums_up(quality, tmp_path, monkeypatch, caps
     assert again["auc"] == policy["auc"]
     assert len(again["checkpoints"]) > len(policy["checkpoints"])
     assert any(one["auc"] != one["auc_while_held"] for one in again["checkpoints"])
+
+    # Each at its own rate, which is chosen on a part of the training data alone.
+    tuned = tmp_path / "tuned.jsonl"
+    changes = ["--data", "synthetic", "--output", tuned, "--best-of", 1e-6, 0.1]
+    changes += ["--configurations", "none", "stale_inputs=0.5"]
+    monkeypatch.setattr(sys, "argv", [*command, *map(str, changes)])
+    bench.main()
+    lines = [json.loads(line) for line in tuned.read_text().splitlines()]
+    tuning = [line for line in lines if line["settings"].get("tuning")]
+    assert len(tuning) == 4 and len(lines) == 6
+    for one in lines[4:]:
+        tried = [line for line in tuning if line["name"] == one["name"]]
+        best = min(tried, key=lambda line: line["result"]["log_loss"])["settings"]
+        assert one["settings"]["learning_rate"] == best["learning_rate"]
+        assert best["seed"] != one["settings"]["seed"]
+    assert len(quality.results.jobs(lines)) == 3  # two of tuning
 
     monkeypatch.setattr(sys, "argv", [*command, "--summary"])
     bench.main()
