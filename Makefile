@@ -86,6 +86,7 @@ bench: $(READY)
 build/peers/.ready: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet -r $<
+	build/peers/bin/python -m pip install --quiet --no-deps torchrec==1.8.0
 	touch $@
 
 # TFRA has no release for a Python after 3.11; without one its results say that it was left out.
@@ -101,7 +102,7 @@ build/tfra/.ready: benchmarks/requirements-tfra.txt
 
 bench-peers: $(READY) build/peers/.ready build/tfra/.ready
 	$(BIN)/python benchmarks/embedding_step.py --subjects slipstream limit keras3 tf_keras \
-	  tf_keras_legacy torch fbgemm tfra $(ARGS)
+	  tf_keras_legacy torch fbgemm torchrec tfra $(ARGS)
 
 bench-training: $(READY)
 	$(BIN)/python benchmarks/training_step.py $(ARGS)

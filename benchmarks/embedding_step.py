@@ -34,6 +34,7 @@ SUBJECTS = {
         Subject("tf_keras_legacy", "tensorflow_step.py"),
         Subject("torch", "torch_step.py", environment="peers"),
         Subject("fbgemm", "fbgemm_step.py", environment="peers"),
+        Subject("torchrec", "torchrec_step.py", environment="peers"),
         Subject("tfra", "tfra_step.py", environment="tfra"),
     )
 }
@@ -45,6 +46,7 @@ WITHOUT_RULE = {
     "torch": {"row_wise_adagrad"},
     "tfra": {"row_wise_adagrad"},
     "fbgemm": {"adam"},
+    "torchrec": {"adam"},
 }
 SLOTS = {"sgd": 0, "adagrad": 1, "row_wise_adagrad": 0.1, "adam": 2}
 # Memory at the peak over that of table and slots.

@@ -45,15 +45,16 @@ def test_bags_of_equal_size_equal_numpy(shape, combiner, weighted, rng):
 @pytest.mark.parametrize("combiner", COMBINERS)
 @pytest.mark.parametrize(
     "segments, num_segments",
-    [([0, 0, 1, 1, 1, 3], 4), ([3, 0, 3, 1, 0], 5), ([], 3), ([], 0), ([0], 1)],
+    [([0, 0, 1, 1, 1, 3], 4), ([3, 0, 3, 1, 0], 5), ([], 3), ([], 0), ([0], 1), ([1, 1, 4], 7)],
     ids=str,
 )
 def test_bags_of_different_sizes_equal_numpy(segments, num_segments, combiner, weighted, rng):
     rows = rng.normal(size=[len(segments), 3]).astype("float32")
     weights = rng.uniform(0.5, 2, size=len(segments)).astype("float32")
     segment_ids = np.array(segments, np.int64)
+    in_order = sorted(segments) == segments
     combined = combine_segments(
-        rows, weights if weighted else None, segment_ids, num_segments, combiner
+        rows, weights if weighted else None, segment_ids, num_segments, combiner, in_order
     )
     expected = [
         combine_bag(

@@ -25,7 +25,7 @@ def combine_bags(rows, weights, combiner):
     return _normalised(combined, weights, combiner, lambda x: tf.reduce_sum(x, axis=-1))
 
 
-def combine_segments(rows, weights, segment_ids, num_segments, combiner):
+def combine_segments(rows, weights, segment_ids, num_segments, combiner, in_order=False):
     """Combines bags of different sizes.
 
     Args:
@@ -34,13 +34,20 @@ def combine_segments(rows, weights, segment_ids, num_segments, combiner):
         segment_ids: int `[num_lookups]`, each lookup's bag.
         num_segments: int scalar, the number of bags.
         combiner: As in `combine_bags`.
+        in_order: Whether each bag's lookups are known to follow those of the bag before, which is
+            three times as fast.
 
     Returns:
         `[num_segments, dim]`; zeros for an empty bag.
     """
 
     def sum_bags(x):
-        return tf.math.unsorted_segment_sum(x, segment_ids, num_segments)
+        if not in_order:
+            return tf.math.unsorted_segment_sum(x, segment_ids, num_segments)
+        sums = tf.math.segment_sum(x, segment_ids)
+        # It ends with the last bag that has a lookup.
+        num_empty = tf.cast(num_segments, tf.int32) - tf.shape(sums)[0]
+        return tf.pad(sums, [[0, num_empty], *[[0, 0]] * (sums.shape.rank - 1)])
 
     if weights is None:
         if combiner == "sum":

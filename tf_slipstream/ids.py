@@ -54,7 +54,9 @@ class Ids:
             if isinstance(ids.values, tf.RaggedTensor):
                 return ids.with_values(self._combine_ragged(ids.values, rows, weights))
             return ids.with_values(combine_bags(rows, weights, self._combiner))
-        return combine_segments(rows, weights, ids.value_rowids(), ids.nrows(), self._combiner)
+        return combine_segments(
+            rows, weights, ids.value_rowids(), ids.nrows(), self._combiner, in_order=True
+        )
 
     def _combine_sparse(self, rows, weights):
         bags_shape = self._ids.dense_shape[:-1]

@@ -19,11 +19,11 @@ OF_A_RESULT |= {"distinct", "memory_before", "peak_memory", "versions", "convent
 
 
 def test_a_result_has_the_agreed_fields_and_a_peer_without_environment_a_reason(tmp_path):
-    subjects = ["--subjects", *OWN, "torch", "fbgemm", "tfra"]
+    subjects = ["--subjects", *OWN, "torch", "fbgemm", "torchrec", "tfra"]
     nowhere = {"BENCH_PEERS": str(tmp_path), "BENCH_TFRA": str(tmp_path)}
     printed = programs.run("embedding_step.py", tmp_path, *TINY, *subjects, **nowhere)
     lines = {line["subject"]: line for line in programs.results(tmp_path, "embedding_step")}
-    assert set(lines) == {*OWN, "torch", "fbgemm", "tfra"}
+    assert set(lines) == {*OWN, "torch", "fbgemm", "torchrec", "tfra"}
     for name, line in lines.items():
         assert set(runner.FIELDS) - {"seconds"} <= set(line)
         assert name in printed
@@ -45,7 +45,8 @@ def test_either_keras_is_right(name):
 
 
 @pytest.mark.parametrize(
-    "subject, name", [("torch", "peers"), ("fbgemm", "peers"), ("tfra", "tfra")]
+    "subject, name",
+    [("torch", "peers"), ("fbgemm", "peers"), ("torchrec", "peers"), ("tfra", "tfra")],
 )
 def test_a_peer_runs_where_its_environment_was_made(subject, name, tmp_path):
     if programs.environment(name) is None:
