@@ -230,17 +230,18 @@ KINDS = (
 INPUTS_OF_A_TRIAL = 20
 
 
-def try_input(kind, seed, folder):
+def try_input(kind, seed, folder, random=None):
     """Makes and reads one input in a folder of its own; returns whether it was refused.
+
+    What it is follows from the seed, unless there is a `random` to draw it from.
 
     Raises:
         AssertionError: For an error that is no refusal, or something half made.
     """
     folder = pathlib.Path(folder, f"{kind.__name__}-{seed}")
     folder.mkdir()
-    random = generator(seed, KINDS.index(kind))
     try:
-        kind(random, folder)
+        kind(random or generator(seed, KINDS.index(kind)), folder)
         return False
     except (ExportError, ValueError):
         left = [path.name for path in folder.iterdir() if "partial" in path.name]
