@@ -18,10 +18,9 @@ def combine_bags(rows, weights, combiner):
         `[..., dim]`; zeros for a bag without weight.
     """
     if weights is None:
-        if combiner == "sum":
-            return tf.reduce_sum(rows, axis=-2)
-        weights = tf.ones(tf.shape(rows)[:-1], rows.dtype)
-    combined = tf.reduce_sum(rows * weights[..., tf.newaxis], axis=-2)
+        combined, weights = tf.reduce_sum(rows, axis=-2), tf.ones(tf.shape(rows)[:-1], rows.dtype)
+    else:
+        combined = tf.reduce_sum(rows * weights[..., tf.newaxis], axis=-2)
     return _normalised(combined, weights, combiner, lambda x: tf.reduce_sum(x, axis=-1))
 
 
@@ -50,10 +49,10 @@ def combine_segments(rows, weights, segment_ids, num_segments, combiner, in_orde
         return tf.pad(sums, [[0, num_empty], *[[0, 0]] * (sums.shape.rank - 1)])
 
     if weights is None:
-        if combiner == "sum":
-            return sum_bags(rows)
-        weights = tf.ones(tf.shape(rows)[:1], rows.dtype)
-    return _normalised(sum_bags(rows * weights[:, tf.newaxis]), weights, combiner, sum_bags)
+        combined, weights = sum_bags(rows), tf.ones(tf.shape(rows)[:1], rows.dtype)
+    else:
+        combined = sum_bags(rows * weights[:, tf.newaxis])
+    return _normalised(combined, weights, combiner, sum_bags)
 
 
 def _normalised(combined, weights, combiner, sum_bags):
