@@ -30,7 +30,9 @@ def test_tf_config_names_the_task_and_arguments_go_first(index, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"cluster": 3}', '{"task": {"index": "x"}}', '{"cluster": {"ps": [3]}}']
+    "text",
+    ["{", '{"cluster": 3}', '{"task": {"index": "x"}}', '{"cluster": {"ps": [3]}}']
+    + ['{"task": {"index": Infinity}}'],
 )
 def test_a_tf_config_that_makes_no_sense_is_named(text, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", text)

@@ -66,7 +66,7 @@ def _from_environment():
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
         return resolver.cluster_spec().as_dict(), resolver.task_type, resolver.task_id
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         text = os.environ["TF_CONFIG"]
         raise ValueError(f"TF_CONFIG names no cluster: {error}; got {text!r}.") from None
 

@@ -69,7 +69,10 @@ def main(arguments):
         command = [sys.executable, "-m", "tests.reliability.coverage_fuzzing", name, *options]
         run = subprocess.run(command, text=True, stderr=subprocess.PIPE)
         lines = run.stderr.splitlines()
-        last = next((line for line in reversed(lines) if line.startswith("#")), "nothing tried")
+        last = next(
+            (line for line in reversed(lines) if line[:1] == "#" and line[1:2].isdigit()),
+            "nothing tried",
+        )
         print(f"{name}: {'a fault' if run.returncode else 'no fault'}; {last}", flush=True)
         if run.returncode:
             num_faults += 1

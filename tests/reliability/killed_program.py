@@ -37,7 +37,11 @@ def publish(model, folder, number):
             export.save_version(model, version)
         return
     if not delta.exists():
-        export.save_delta(model, number - 1, delta, version=number)
+        try:
+            export.save_delta(model, number - 1, delta, version=number)
+        except export.ExportError:
+            # Killed before the first checkpoint: what is trained now is of no publication.
+            export.save_delta(model, version.with_name(str(number - 1)), delta, version=number)
     if not version.exists():
         apply_delta(version.with_name(str(number - 1)), delta, version)
 
@@ -73,8 +77,9 @@ def main(folder, seconds):
             manager.save()
     digest = hashlib.sha256()
     for variable in [*model.weights, *model.optimizer.variables]:
-        # A mark's number is drawn anew in each run.
-        if "counters" not in variable.name:
+        # A mark's number is drawn anew in each run. Rows that a kill made this run train twice stay
+        # marked as changed, if they were published the first time.
+        if "counters" not in variable.name and "changed" not in variable.name:
             digest.update(variable.numpy().tobytes())
     took = 0 if begin is None else time.monotonic() - begin
     print("took", took, "hash", digest.hexdigest(), flush=True)
