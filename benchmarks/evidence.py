@@ -21,10 +21,12 @@ MEASURED = ROOT / "docs" / "evidence" / "measured"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "evidence").glob("*.md"))]
 TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", re.S)
 KEPT_SETTINGS = ("data", "examples", "optimizer", "learning_rate", "batch_size", "epochs", "tuning")
+KEPT_SETTINGS += ("best_of", "click_rate", "negatives")
 KEPT_RESULTS = ("auc", "log_loss", "lookups_saved", "row_updates_saved", "examples_per_second")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adam", "adamw", "amsgrad", "rmsprop")
 OPTIMIZERS += ("rmsprop_momentum",)
 DATA = ("long_tail", "criteo80k", "gowalla", "diginetica", "synthetic", "seasonal", "trending")
+DATA += ("gowalla_clicks", "diginetica_clicks")
 
 
 def main():
@@ -121,26 +123,21 @@ def _saved(name, policies, optimizers=OPTIMIZERS):
     return _markdown(rows)
 
 
-def chosen_synthetic():
-    return _chosen("synthetic")
-
-
-def chosen_criteo():
-    return _chosen("criteo80k")
-
-
-def _chosen(data):
-    rows = [["way", "kept", "AUC", "change", "log loss", "change"]]
+def chosen():
+    """What ways of choosing inputs cost, each at its own best rate."""
+    rows = [["data", "seeds", "way", "kept", "AUC", "change", "log loss", "change"]]
     for settings, found in _jobs("choosing_inputs", "none"):
-        if settings["data"] != data:
-            continue
+        title = [settings["data"], str(found["none"].num_seeds)]
+        if "click_rate" in settings:
+            title[0] += f", {settings['click_rate']:.0%} positive"
         for name, one in found.items():
             way, _, kept = name.partition("=")
             row = ["all inputs", "100%"] if name == "none" else [f"`{way}`", f"{float(kept):.0%}"]
             for measure in ("auc", "log_loss"):
                 change = "" if name == "none" else _signed(one, measure)
                 row += [f"{one.values[measure]:.4f}", change]
-            rows.append(row)
+            rows.append([*title, *row])
+            title = ["", ""]
     return _markdown(rows)
 
 
@@ -191,7 +188,7 @@ def _jobs(name, baseline):
     def place(job):
         settings = job[0]
         optimizer = OPTIMIZERS.index(settings["optimizer"])
-        rate = settings["learning_rate"]
+        rate = settings.get("learning_rate", settings.get("click_rate", 0.0))
         return DATA.index(settings["data"]), settings["epochs"], optimizer, rate
 
     return sorted(jobs, key=place)
@@ -221,9 +218,9 @@ def _markdown(rows):
 
 TABLES = {
     made.__name__: made
-    for made in (parity, parity_log_loss, presets, long_log, changing_logs, chosen_synthetic)
+    for made in (parity, parity_log_loss, presets, long_log, changing_logs, chosen)
 }
-TABLES |= {made.__name__: made for made in (chosen_criteo, steps, short_steps)}
+TABLES |= {made.__name__: made for made in (steps, short_steps)}
 
 if __name__ == "__main__":
     main()

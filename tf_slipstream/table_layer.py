@@ -12,12 +12,14 @@ from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine import registry, taken_back
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
 from tf_slipstream.initial_rows import initial_rows
-from tf_slipstream.ops.gather_rows import gather_rows
+from tf_slipstream.ops.gather_rows import gather_from_many, gather_rows
 from tf_slipstream.policy import StalenessPolicy, as_policy
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
 # moment.
 _LARGE_TABLE_BYTES = 1 << 26
+# Above this TensorFlow's own gradient of a lookup fails.
+MOST_INT32_ROWS = tf.int32.max
 
 
 class TableLayer:
@@ -121,8 +123,9 @@ class TableLayer:
         if self._shards:
             return self._lookup_on_servers(ids)
         # The op's name carries the table's into the error for a bad id; eager execution drops it.
+        gather = tf.gather if self.num_rows <= MOST_INT32_ROWS else gather_from_many
         try:
-            return tf.gather(self._table(), ids, name=f"table_{self.name}")
+            return gather(self._table(), ids, name=f"table_{self.name}")
         except tf.errors.InvalidArgumentError as error:
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None

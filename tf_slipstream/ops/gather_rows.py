@@ -1,4 +1,4 @@
-"""Rows of a table that may be in several variables, on stock TensorFlow ops."""
+"""Rows of a table that is large or in several variables, on stock TensorFlow ops."""
 
 import tensorflow as tf
 
@@ -30,3 +30,28 @@ def gather_rows(shards, ids, name=None):
         rows.append(tf.gather(shard, tf.gather(distinct, place) - start, name=name))
         start = end
     return tf.gather(tf.dynamic_stitch(places, rows), inverse)
+
+
+def gather_from_many(table, ids, name=None):
+    """`tf.gather` of a table of 2^31 rows or more: TensorFlow's gradient counts rows in 32 bits.
+
+    Args:
+        table: `tf.Variable` `[num_rows, dim]`.
+        ids: int64 `[...]`.
+        name: Of the op, for errors.
+
+    Returns:
+        `[..., dim]`.
+    """
+
+    @tf.custom_gradient
+    def lookup(ids):
+        def grad(upstream, variables):
+            del variables  # the table
+            values = tf.reshape(upstream, [-1, table.shape[1]])
+            shape = tf.constant(table.shape.as_list(), tf.int64)
+            return None, [tf.IndexedSlices(values, tf.reshape(ids, [-1]), shape)]
+
+        return tf.gather(table, ids, name=name), grad
+
+    return lookup(ids)
