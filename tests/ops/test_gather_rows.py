@@ -1,4 +1,4 @@
-"""Lookups in tables of more rows than 32 bits count: the same as any, as far as a small one shows."""
+"""Lookups in tables of more rows than 32 bits count, as far as a small one shows."""
 
 import numpy as np
 import pytest
