@@ -20,8 +20,8 @@ with atheris.instrument_imports(include=["tf_slipstream"]):
     from tests.reliability import fuzzing
 
 FOLDER = pathlib.Path("results", "fuzzing")
-# Seconds of an input, MiB of the process: TensorFlow has most of them, no input may need many.
-LIMITS = ("-timeout=60", "-rss_limit_mb=3000")
+# Seconds of an input; MiB of the process, of which TensorFlow has most; bytes that draw an input.
+LIMITS = ("-timeout=60", "-rss_limit_mb=3000", "-max_len=256", "-len_control=0")
 
 
 class Drawn:
