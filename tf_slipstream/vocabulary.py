@@ -460,6 +460,11 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
     def load_own_variables(self, store):
         keys = [str(i) for i in range(len(NAMES))]
         is_ours = self.built and all(key in store.keys() for key in keys)
+        if is_ours and store[str(NAMES.index("last_seen"))].dtype != np.int64:
+            raise ValueError(
+                f"The file has {self._user} in the form of an older release. Load it there, write "
+                "its ids by `save_ids`, and load these here by `load_ids`."
+            )
         if not is_ours or tuple(store["1"].shape) == (self.capacity, self._settings.num_words):
             super().load_own_variables(store)
             return

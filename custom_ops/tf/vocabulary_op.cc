@@ -72,7 +72,7 @@ class LookUpAndAdmitOp : public OpKernel {
                                 ids.shape().DebugString()));
     TableVariables variables;
     constexpr tensorflow::DataType kTypes[] = {
-        tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT32, tensorflow::DT_INT32,
+        tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT32,
         tensorflow::DT_UINT8, tensorflow::DT_INT64, tensorflow::DT_INT32, tensorflow::DT_INT32};
     for (int i = 0; i < 8; ++i) {
       OP_REQUIRES_OK(
@@ -137,7 +137,7 @@ class LookUpAndAdmitOp : public OpKernel {
     }
     v->index = Data<int64_t>(index);
     v->ids = Data<int64_t>(ids);
-    v->last_seen = Data<int32_t>(variables->tensor(2));
+    v->last_seen = Data<int64_t>(variables->tensor(2));
     v->free_rows = Data<int32_t>(variables->tensor(3));
     v->sketch = Data<uint8_t>(variables->tensor(4));
     v->counters = Data<VocabularyCounters>(variables->tensor(5));
