@@ -104,7 +104,10 @@ class Step {
     // Whatever was restored.
     if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(v_.capacity)) return false;
     // No two words have the same hash, of which the tag is one half. So a cache line less is read.
-    if (kNumWords == 1) return HashOf(v_.last_seen[row]) == hash >> 32;
+    // Another thread may see the row now, which leaves this half as it is.
+    if (kNumWords == 1) {
+      return HashOf(__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED)) == hash >> 32;
+    }
     return IsSame(v_.ids + row * num_words(), id);
   }
   bool IsPadding(const int64_t* id) const {
