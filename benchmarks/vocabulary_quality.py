@@ -70,8 +70,10 @@ def rows_of(kind, ids, capacity, admit_after, name):
     if kind == "hashing":
         return ids
     dtype = "string" if ids.dtype in ("string", tf.string) else "int64"
+    # Mixed: half of the rows are shared by the ids without one, by their hash.
+    num_oov = capacity // 2 if kind == "mixed" else 1
     return slipstream.DynamicVocabulary(
-        capacity, admit_after=admit_after, dtype=dtype, name=f"{name}_ids"
+        capacity, admit_after=admit_after, num_oov=num_oov, dtype=dtype, name=f"{name}_ids"
     )(ids)
 
 
@@ -159,6 +161,8 @@ def main():
     parser.add_argument("--data-dir")
     parser.add_argument("--strings", action="store_true", help="give ids as strings")
     parser.add_argument("--seeds", type=int, default=3)
+    kinds = ["unbounded", "hashing", "bounded", "mixed"]
+    parser.add_argument("--kinds", nargs="*", default=kinds, choices=kinds)
     parser.add_argument("--capacities", type=int, nargs="*", default=[2500, 5000, 10_000])
     args = parser.parse_args()
     results = {}
@@ -172,6 +176,8 @@ def main():
         for capacity in args.capacities:
             cases += [] if args.strings else [("hashing", capacity, 1)]
             cases += [("bounded", capacity, admit_after) for admit_after in (1, 2)]
+            cases += [("mixed", capacity, 4)]
+        cases = [case for case in cases if case[0] in args.kinds]
         for case in cases:
             auc, model = run(args.log, parts, case, seed, args.strings)
             key = (case[0], case[1] if case[0] != "unbounded" else "all", case[2])

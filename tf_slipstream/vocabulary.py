@@ -167,7 +167,9 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             )
         self.supports_jit = False
         # Plain, so that neither Keras tracks what is in it.
-        self._own = types.SimpleNamespace(tables_behind={}, starts=(0, capacity))
+        self._own = types.SimpleNamespace(
+            tables_behind={}, is_on_servers=False, starts=(0, capacity)
+        )
 
     @property
     def _user(self):
@@ -197,7 +199,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         """Adds a vocabulary for each server, all variables of which are on it."""
         check_tasks()
         starts = vocabulary_shards.row_starts(self.capacity, self._settings, num_tasks("ps"))
-        self._own.starts = tuple(starts)
+        self._own.is_on_servers, self._own.starts = True, tuple(starts)
         for shard, (start, end) in enumerate(zip(starts, starts[1:])):
             # Scalars go to the servers in turn, and are never divided.
             anchor = tf.Variable(0)
@@ -270,7 +272,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
     def _admit(self, words):
         """Returns rows, and `TakenBack`."""
         shards = self._shards()
-        if is_on_servers(tf.distribute.get_strategy()):
+        if self._own.is_on_servers:
             rows, taken, steps, nums = vocabulary_shards.admit(
                 self.name, shards, self._settings, self._own.starts, words
             )
@@ -479,7 +481,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             )
         if capacity == self.capacity:
             return
-        is_divided = self._num_shards > 1 or self.built and self._is_replicated()
+        is_divided = self._own.is_on_servers or self.built and self._is_replicated()
         if tf.distribute.has_strategy() or is_divided:
             raise ValueError(
                 f"{self._user} cannot grow on several replicas or on parameter servers. Save the "
