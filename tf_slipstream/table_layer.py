@@ -153,7 +153,17 @@ class TableLayer:
             dtype = self._table().dtype
             return initial_rows(self._user, initializer, shape, rows, seed, dtype)
 
-        taken_back.reset(taken, self._table(), first_row, values_of)
+        if self._shards and any(
+            holder.is_kept_by_workers(self._shards[0])
+            for holder in registry.holders_of(self._shards[0])
+        ):
+            raise ValueError(
+                f"{self._user} is looked up by rows of {taken.vocabulary.name}, which takes rows "
+                "back, and workers would keep what they have of these rows. Set "
+                "`optimizer.worker_cache = slipstream.distribute.WorkerCache(num_bytes=0)` before "
+                "the optimizer is built; or construct the layer with `policy=None`."
+            )
+        taken_back.reset(taken, self._shards or [self._table()], first_row, values_of)
 
     def _lookup_on_servers(self, ids):
         flat = tf.reshape(ids, [-1])

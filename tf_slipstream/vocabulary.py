@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from tf_slipstream import _compat
 from tf_slipstream._compat import variables
-from tf_slipstream.engine import registry
+from tf_slipstream.engine import registry, vocabulary_shards
 from tf_slipstream.engine.exchanged_ids import exchanged_ids
+from tf_slipstream.engine.server_table import check_tasks, is_on_servers, num_tasks
 from tf_slipstream.engine.taken_back import TakenBack
 from tf_slipstream.ids import kind
 from tf_slipstream.ops.admit_ids import admit_ids
@@ -25,6 +26,7 @@ from tf_slipstream.state.vocabulary import (
     VocabularySettings,
     counter,
     grown,
+    steps_of,
     with_ids,
 )
 from tf_slipstream.table_layer import check_dim
@@ -103,7 +105,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
 
     Raises:
         ValueError: At construction, for arguments that make no sense. At a call, for ids of another
-            type. Under `ParameterServerStrategy`, which it does not support yet.
+            type.
         tf.errors.InvalidArgumentError: In training, where rows that it took back were not reset,
             because another operation came between it and the table.
 
@@ -165,7 +167,9 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             )
         self.supports_jit = False
         # Plain, so that neither Keras tracks what is in it.
-        self._own = types.SimpleNamespace(tables_behind={})
+        self._own = types.SimpleNamespace(
+            tables_behind={}, is_on_servers=False, starts=(0, capacity)
+        )
 
     @property
     def _user(self):
@@ -180,46 +184,67 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         if self.built:
             return
         strategy = tf.distribute.get_strategy()
-        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-            raise ValueError(
-                f"{self._user} cannot be used under ParameterServerStrategy yet: its map would "
-                "have to be divided among the servers. Map ids before training, by "
-                "`vocabulary.set_ids` and a model without a strategy, or use another strategy."
-            )
-        if tf.distribute.has_strategy():
-            self._add_variables()
+        if is_on_servers(strategy):
+            self._add_shards(strategy)
+        elif tf.distribute.has_strategy():
+            self._add_variables(self.capacity)
         else:
             # The op works on host memory, whatever device tables are on.
             with tf.device("/CPU:0"):
-                self._add_variables()
+                self._add_variables(self.capacity)
+        self._register()
         self.built = True
 
-    def _add_variables(self):
-        shapes = self._settings.shapes(self.capacity)
-        for name, (shape, dtype) in shapes.items():
-            self._add_variable(name, shape, dtype)
-        self._register()
+    def _add_shards(self, strategy):
+        """Adds a vocabulary for each server, all variables of which are on it."""
+        check_tasks()
+        starts = vocabulary_shards.row_starts(self.capacity, self._settings, num_tasks("ps"))
+        self._own.is_on_servers, self._own.starts = True, tuple(starts)
+        for shard, (start, end) in enumerate(zip(starts, starts[1:])):
+            # Scalars go to the servers in turn, and are never divided.
+            anchor = tf.Variable(0)
+            with strategy.extended.colocate_vars_with(anchor):
+                self._add_variables(end - start, shard)
 
-    def _add_variable(self, name, shape, dtype):
+    def _add_variables(self, capacity, shard=0):
+        for name, (shape, dtype) in self._settings.shapes(capacity).items():
+            self._add_variable(name, shape, dtype, shard)
+
+    def _add_variable(self, name, shape, dtype, shard=0):
         # Of an attribute: else Keras 3 does not save what a SavedModel needs.
+        name = name if self._num_shards == 1 else f"{name}_{shard}"
         setattr(self, f"_map_{name}", _compat.add_replicated(self, name, shape, dtype))
 
-    def _variables(self):
+    @property
+    def _num_shards(self):
+        """On how many parameter servers it is; 1 without them."""
+        return len(self._own.starts) - 1
+
+    def _variables(self, shard=0):
         """Returns the `tf.Variable`s by name."""
-        return {name: _compat.tf_variable(variable) for name, variable in self._state.items()}
+        return {
+            name: _compat.tf_variable(variable) for name, variable in self._state_of(shard).items()
+        }
+
+    def _shards(self):
+        return [self._variables(shard) for shard in range(self._num_shards)]
+
+    def _state_of(self, shard):
+        end = "" if self._num_shards == 1 else f"_{shard}"
+        return {name: getattr(self, f"_map_{name}{end}") for name in NAMES}
 
     @property
     def _state(self):
-        return {name: getattr(self, f"_map_{name}") for name in NAMES}
+        return self._state_of(0)
 
     def _register(self):
         """Tells the registry what training alone needs, and what of the rest changes by rows."""
-        found = self._variables()
-        if not all(isinstance(one, tf.Variable) for one in found.values()):
-            return  # Keras 3 makes them later
-        for name in NAMES:
-            if name not in SERVED:
-                registry.add_training_state(found[name])
+        for found in self._shards():
+            if not all(isinstance(one, tf.Variable) for one in found.values()):
+                return  # Keras 3 makes them later
+            for name in NAMES:
+                if name not in SERVED:
+                    registry.add_training_state(found[name])
 
     def call(self, inputs, training=None):
         self._register()
@@ -228,17 +253,34 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         admits = bool(is_training) and self.trainable and not _compat.is_saving_traces()
         flat = _flat(ids)
         words = encoded_ids(self._settings, tf.reshape(flat, [-1]))
-        found = self._variables()
         if not admits:
-            rows = find_ids(found["index"], found["row_ids"], self._settings, words)
+            rows = self._find(words)
             return _like(ids, tf.reshape(rows, tf.shape(flat)))
         all_words, of_this_replica = exchanged_ids(words)
-        rows, taken, step = admit_ids(self.name, found, self._settings, all_words)
+        rows, taken = self._admit(all_words)
         rows = of_this_replica(rows)
         outputs = _like(ids, tf.reshape(rows, tf.shape(flat)))
-        taken = TakenBack(taken, step, found["counters"], self)
         taken.go_with(outputs)
         return outputs
+
+    def _find(self, words):
+        if self._num_shards > 1:
+            return vocabulary_shards.find(self._shards(), self._settings, self._own.starts, words)
+        found = self._variables()
+        return find_ids(found["index"], found["row_ids"], self._settings, words)
+
+    def _admit(self, words):
+        """Returns rows, and `TakenBack`."""
+        shards = self._shards()
+        if self._own.is_on_servers:
+            rows, taken, steps, nums = vocabulary_shards.admit(
+                self.name, shards, self._settings, self._own.starts, words
+            )
+            counts = [(shard["counters"], num) for shard, num in zip(shards, nums)]
+            return rows, TakenBack(taken, tf.reduce_max(tf.stack(steps)), tuple(counts), self)
+        rows, taken, step = admit_ids(self.name, shards[0], self._settings, words)
+        count = (shards[0]["counters"], tf.size(taken, tf.int64))
+        return rows, TakenBack(taken, step, (count,), self)
 
     def _as_ids(self, inputs):
         if not isinstance(inputs, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)):
@@ -302,10 +344,17 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             `[num]`, ascending.
         """
         self._check_built()
-        found = self._variables()
-        rows = np.flatnonzero(found["last_seen"].numpy())
-        words = tf.gather(found["row_ids"], rows).numpy()
+        words, rows, _ = self._entries()
         return decoded_ids(self._settings, words), rows
+
+    def _entries(self):
+        """Returns the words of ids that have a row, their rows, ascending, and `last_seen`."""
+        parts = []
+        for found, start in zip(self._shards(), self._own.starts):
+            seen = found["last_seen"].numpy()
+            rows = np.flatnonzero(seen)
+            parts.append((tf.gather(found["row_ids"], rows).numpy(), rows + start, seen[rows]))
+        return [np.concatenate(one) for one in zip(*parts)]
 
     def set_ids(self, ids, rows=None):
         """Gives ids rows, and takes all others'; what the tables behind have learned stays.
@@ -321,7 +370,9 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         self.build()
         words = self._words_of(ids, "ids")
         first = self._settings.first_row
-        rows = np.arange(first, first + len(words)) if rows is None else np.asarray(rows, np.int64)
+        if rows is None:
+            rows = self._first_rows(words)
+        rows = np.asarray(rows, np.int64)
         is_padding = (words == np.array(self._settings.padding or [0])).all(axis=1)
         if self._settings.padding and is_padding.any():
             raise ValueError(f"`ids` of {self._user} have its `padding_id`, which has row 0.")
@@ -335,18 +386,41 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         keys = words[:, 0] if words.shape[1] == 1 else words.view(f"V{8 * words.shape[1]}")[:, 0]
         if len(np.unique(keys)) != len(words):
             raise ValueError(f"`ids` of {self._user} must be distinct.")
-        step = counter(self._variables()["counters"].numpy(), "step")
-        arrays = with_ids(self._settings, self.capacity, words, rows, step)
-        self._assign(arrays)
+        self._set_words(words, rows)
 
-    def _assign(self, arrays):
+    def _first_rows(self, words):
+        shards = vocabulary_shards.shards_of(words, self._num_shards)
+        rows = np.zeros(len(words), np.int64)
+        for shard, start in enumerate(self._own.starts[:-1]):
+            places = np.flatnonzero(shards == shard)
+            rows[places] = start + self._settings.first_row + np.arange(len(places))
+        return rows
+
+    def _set_words(self, words, rows):
+        shards = vocabulary_shards.shards_of(words, self._num_shards)
+        starts = np.array(self._own.starts)
+        firsts = starts[shards] + self._settings.first_row
+        if not np.all((firsts <= rows) & (rows < starts[shards + 1])):
+            raise ValueError(
+                f"{self._user} is on {self._num_shards} parameter servers, each of which has a "
+                "part of the ids and of the rows, and these ids have rows elsewhere: they are of "
+                "one machine or of another number of servers, or more than a server has rows for. "
+                "Start without ids, or raise `capacity`."
+            )
+        for shard, start, end in zip(range(self._num_shards), starts, starts[1:]):
+            step = counter(self._variables(shard)["counters"].numpy(), "step")
+            its = shards == shard
+            arrays = with_ids(self._settings, end - start, words[its], rows[its] - start, step)
+            self._assign(arrays, shard)
+
+    def _assign(self, arrays, shard=0):
         arrays = dict(arrays)
         for name in ("changed_index", "changed_ids"):
             arrays[name] = np.full_like(arrays[name], -1)  # a delta has all of it
         for name in ("index_publication", "ids_publication"):
             arrays.pop(name)
         for name, value in arrays.items():
-            self._state[name].assign(value)
+            self._state_of(shard)[name].assign(value)
 
     def save_ids(self, path):
         """Writes the ids that have a row, and their rows, to an `.npz` file: `ids` and `rows`."""
@@ -368,7 +442,8 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
     def stats(self):
         """Returns `VocabularyStats`."""
         self._check_built()
-        counters = self._variables()["counters"].numpy()
+        of_shards = np.stack([found["counters"].numpy() for found in self._shards()])
+        counters = of_shards.sum(axis=0)
         counts = {
             name: counter(counters, name)
             for name in schema.VOCABULARY_COUNTERS
@@ -378,7 +453,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         return VocabularyStats(
             capacity=self.capacity,
             num_ids=counter(counters, "num_given") - counter(counters, "num_free"),
-            num_steps=counter(counters, "step"),
+            num_steps=counter(of_shards.max(axis=0), "step"),
             num_oov_lookups=counts["num_lookups"] - num_others,
             **counts,
         )
@@ -406,10 +481,11 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             )
         if capacity == self.capacity:
             return
-        if tf.distribute.has_strategy() or self.built and self._is_replicated():
+        is_divided = self._own.is_on_servers or self.built and self._is_replicated()
+        if tf.distribute.has_strategy() or is_divided:
             raise ValueError(
-                f"{self._user} cannot grow on several replicas. Save the model, load it without a "
-                "strategy, let it grow and save it."
+                f"{self._user} cannot grow on several replicas or on parameter servers. Save the "
+                "model, load it without a strategy, let it grow and save it."
             )
         if optimizer is not None:
             for (_, field), reference in [*self._own.tables_behind.items()]:
@@ -419,7 +495,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         if self.built:
             arrays = {name: one.numpy() for name, one in self._variables().items()}
             self._replace(capacity, grown(self._settings, arrays, capacity))
-        self.capacity = capacity
+        self.capacity, self._own.starts = capacity, (0, capacity)
 
     def _is_replicated(self):
         return isinstance(self._variables()["index"], tf.distribute.DistributedValues)
@@ -440,16 +516,16 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         """Returns what of it is served and changes by rows, as `TableState`s: for deltas."""
         if not self.built:
             return []
-        found = self._variables()
         return [
             TableState(
-                name=f"{self.name}/{served}",
+                name=f"{self.name}/{served}" if shard == 0 else f"{self.name}/{served}_{shard}",
                 table=found[served],
                 slots=(),
                 last_steps=None,
                 changed_rows=found[f"changed_{part}"],
                 counters=found[f"{part}_publication"],
             )
+            for shard, found in enumerate(self._shards())
             for served, part in zip(SERVED, ("index", "ids"), strict=True)
         ]
 
@@ -457,9 +533,36 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         if not self.built:
             raise ValueError(f"{self._user} is not built: call it or its model once.")
 
+    def save_own_variables(self, store):
+        if self._num_shards == 1:
+            super().save_own_variables(store)
+            return
+        # As from a machine that has all of it; what is not known of it there begins anew.
+        words, rows, seen = self._entries()
+        arrays = with_ids(self._settings, self.capacity, words, rows, self.stats().num_steps)
+        arrays["last_seen"][rows] = seen
+        for place, name in enumerate(NAMES):
+            store[str(place)] = arrays[name]
+
     def load_own_variables(self, store):
         keys = [str(i) for i in range(len(NAMES))]
         is_ours = self.built and all(key in store.keys() for key in keys)
+        if is_ours and store[str(NAMES.index("last_seen"))].dtype != np.int64:
+            raise ValueError(
+                f"The file has {self._user} in the form of an older release. Load it there, write "
+                "its ids by `save_ids`, and load these here by `load_ids`."
+            )
+        if is_ours and self._num_shards > 1:
+            words, seen = (np.array(store[str(NAMES.index(n))]) for n in ("row_ids", "last_seen"))
+            if words.shape != (self.capacity, self._settings.num_words):
+                raise ValueError(
+                    f"The file has a vocabulary of shape {words.shape} for {self._user}, which has "
+                    f"{(self.capacity, self._settings.num_words)}, and on parameter servers must "
+                    "have the same."
+                )
+            rows = np.flatnonzero(steps_of(seen))
+            self._set_words(words[rows], rows)
+            return
         if not is_ours or tuple(store["1"].shape) == (self.capacity, self._settings.num_words):
             super().load_own_variables(store)
             return

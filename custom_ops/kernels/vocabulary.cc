@@ -10,9 +10,11 @@ namespace {
 // Lookups from one stage of a lookup to the next: as many cache lines as a core can wait for.
 constexpr int64_t kDistance = 16;
 constexpr int64_t kChunk = 4096;
-// The same for ids without a row.
-constexpr int64_t kAhead = 8;
+// Lookups from the prefetch to the use, of ids without a row.
+constexpr int64_t kAhead = 16;
 constexpr int64_t kUnknown = -1;
+// It may have one, in a later bucket than the first.
+constexpr int64_t kNotThere = -2;
 
 uint64_t Hash(const int64_t* words, int64_t num_words) {
   uint64_t hash = 0x9E3779B97F4A7C15u;
@@ -37,8 +39,35 @@ int64_t SlotOf(uint64_t hash, int64_t row) {
 uint32_t TagOf(int64_t slot) { return static_cast<uint32_t>(static_cast<uint64_t>(slot) >> 32); }
 int64_t RowOf(int64_t slot) { return static_cast<int64_t>(slot & 0xFFFFFFFF) - 1; }
 
+// A bit for each slot of a bucket with a tag, those of free slots too where it is 0. Without
+// branches, as below: nobody can foretell them.
+unsigned WithTag(const int64_t* slots, uint32_t tag) {
+  unsigned found = 0;
+  for (int64_t s = 0; s < kSlots; ++s) found |= unsigned{TagOf(slots[s]) == tag} << s;
+  return found;
+}
+
+// The last of them, 0 where there is none.
+int64_t LastWithTag(const int64_t* slots, uint32_t tag) {
+  int64_t slot = 0;
+  for (int64_t s = 0; s < kSlots; ++s) slot = TagOf(slots[s]) == tag ? slots[s] : slot;
+  return slot;
+}
+
+bool IsFull(const int64_t* slots) {
+  bool is_full = true;
+  for (int64_t s = 0; s < kSlots; ++s) is_full &= slots[s] != 0;
+  return is_full;
+}
+
+// Of what is in last_seen.
+int64_t StepOf(int64_t seen) { return seen & 0xFFFFFFFF; }
+uint32_t HashOf(int64_t seen) { return static_cast<uint32_t>(static_cast<uint64_t>(seen) >> 32); }
+
 void Mark(uint32_t* bits, int64_t place) { bits[place / 32] |= 1u << (place % 32); }
 
+//   kNumWords  int64 words of an id; 0: as the settings say
+template <int64_t kNumWords>
 class Step {
  public:
   Step(const VocabularySettings& settings, const Vocabulary& v, std::vector<int64_t>* taken_back)
@@ -51,66 +80,69 @@ class Step {
       FindChunk(Id(ids, begin), std::min(kChunk, num - begin), rows + begin);
     });
     Forget();
-    int64_t num_padding = 0;
+    unknown_.resize(num);
+    int64_t num_padding = 0, num_unknown = 0;
     for (int64_t i = 0; i < num; ++i) {
-      if (rows[i] == kUnknown) unknown_.push_back(i);
+      unknown_[num_unknown] = i;
+      num_unknown += rows[i] == kUnknown;
       num_padding += rows[i] == 0 && !settings_.padding.empty();
     }
+    unknown_.resize(num_unknown);
     counters_.num_lookups += num;
     counters_.num_padding_lookups += num_padding;
-    counters_.num_known_lookups += num - num_padding - static_cast<int64_t>(unknown_.size());
-    for (size_t u = 0; u < unknown_.size(); ++u) {
-      if (u + kAhead < unknown_.size()) Prefetch(Id(ids, unknown_[u + kAhead]));
-      rows[unknown_[u]] = Admit(Id(ids, unknown_[u]));
-    }
+    counters_.num_known_lookups += num - num_padding - num_unknown;
+    AdmitAll(ids, rows);
   }
 
  private:
-  const int64_t* Id(const int64_t* ids, int64_t i) const { return ids + i * settings_.num_words; }
+  int64_t num_words() const { return kNumWords > 0 ? kNumWords : settings_.num_words; }
+  const int64_t* Id(const int64_t* ids, int64_t i) const { return ids + i * num_words(); }
+  uint64_t HashOfId(const int64_t* id) const { return Hash(id, num_words()); }
 
-  bool IsId(int64_t row, const int64_t* id) const {
+  // Whether a row that has a slot with the tag of an id is the id's.
+  bool IsId(int64_t row, const int64_t* id, uint64_t hash) const {
     // Whatever was restored.
     if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(v_.capacity)) return false;
-    return IsSame(v_.ids + row * settings_.num_words, id);
+    // No two words have the same hash, of which the tag is one half. So a cache line less is read.
+    // Another thread may see the row now, which leaves this half as it is.
+    if (kNumWords == 1) {
+      return HashOf(__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED)) == hash >> 32;
+    }
+    return IsSame(v_.ids + row * num_words(), id);
   }
   bool IsPadding(const int64_t* id) const {
     return !settings_.padding.empty() && IsSame(settings_.padding.data(), id);
   }
   bool IsSame(const int64_t* a, const int64_t* b) const {
-    if (settings_.num_words == 1) return *a == *b;
-    return std::memcmp(a, b, settings_.num_words * sizeof(int64_t)) == 0;
+    if (kNumWords == 1) return *a == *b;
+    return std::memcmp(a, b, num_words() * sizeof(int64_t)) == 0;
   }
   bool IsTooLong(const int64_t* id) const {
-    return settings_.is_string &&
-           static_cast<uint64_t>(id[settings_.num_words - 1]) >> 56 == kTooLong;
+    return settings_.is_string && static_cast<uint64_t>(id[num_words() - 1]) >> 56 == kTooLong;
   }
   int64_t* Bucket(int64_t bucket) const { return v_.index + bucket * kSlots; }
   int64_t After(int64_t bucket) const { return bucket + 1 == v_.num_buckets ? 0 : bucket + 1; }
 
   // The row of an id, kUnknown where it has none.
   int64_t Find(const int64_t* id, uint64_t hash) const {
-    const uint32_t tag = static_cast<uint32_t>(hash);
     int64_t bucket = Scaled(hash, v_.num_buckets);
     for (int64_t n = 0; n < v_.num_buckets; ++n, bucket = After(bucket)) {
       const int64_t* slots = Bucket(bucket);
-      bool is_full = true;
-      for (int64_t s = 0; s < kSlots; ++s) {
-        if (slots[s] == 0) {
-          is_full = false;
-        } else if (TagOf(slots[s]) == tag && IsId(RowOf(slots[s]), id)) {
-          return RowOf(slots[s]);
-        }
+      for (unsigned left = WithTag(slots, static_cast<uint32_t>(hash)); left != 0;
+           left &= left - 1) {
+        const int64_t row = RowOf(slots[__builtin_ctz(left)]);
+        if (IsId(row, id, hash)) return row;
       }
-      if (!is_full) break;
+      if (!IsFull(slots)) break;
     }
     return kUnknown;
   }
 
-  void See(int64_t row) const {
-    const int32_t step = static_cast<int32_t>(counters_.step);
+  void See(int64_t row, uint64_t hash) const {
+    const int64_t seen = static_cast<int64_t>(hash >> 32 << 32 | counters_.step);
     // Threads that see a row at once write the same.
-    if (__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED) != step) {
-      __atomic_store_n(v_.last_seen + row, step, __ATOMIC_RELAXED);
+    if (__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED) != seen) {
+      __atomic_store_n(v_.last_seen + row, seen, __ATOMIC_RELAXED);
     }
   }
 
@@ -121,47 +153,72 @@ class Step {
     constexpr int64_t kRing = 4 * kDistance - 1;
     for (int64_t n = 0; n < num + 2 * kDistance; ++n) {
       if (n < num) {
-        const uint64_t hash = Hash(Id(ids, n), settings_.num_words);
+        const uint64_t hash = HashOfId(Id(ids, n));
         hashes[n & kRing] = hash;
         __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
       }
       if (const int64_t i = n - kDistance; 0 <= i && i < num) {
         rows[i] = FirstMatch(hashes[i & kRing]);
-        if (static_cast<uint64_t>(rows[i]) < static_cast<uint64_t>(v_.capacity)) {
-          __builtin_prefetch(v_.ids + rows[i] * settings_.num_words);
-          __builtin_prefetch(v_.last_seen + rows[i], 1);
-        }
       }
       if (const int64_t i = n - 2 * kDistance; 0 <= i) {
-        const int64_t* id = Id(ids, i);
-        if (!IsId(rows[i], id)) rows[i] = Find(id, hashes[i & kRing]);
-        if (IsPadding(id)) {
-          rows[i] = 0;
-        } else if (rows[i] != kUnknown) {
-          See(rows[i]);
-        }
+        rows[i] = RowFrom(rows[i], Id(ids, i), hashes[i & kRing]);
       }
     }
   }
 
-  // The row of a slot with the right tag in the first bucket, which is nearly always the id's; some
-  // row that none has where there is no such slot.
+  // The row of a slot with the right tag in the first bucket, which is nearly always the id's; else
+  // kUnknown or kNotThere.
   int64_t FirstMatch(uint64_t hash) const {
-    const int64_t* slots = Bucket(Scaled(hash, v_.num_buckets));
+    const int64_t bucket = Scaled(hash, v_.num_buckets);
+    const int64_t* slots = Bucket(bucket);
     const uint32_t tag = static_cast<uint32_t>(hash);
-    int64_t slot = 0;
-    for (int64_t s = 0; s < kSlots; ++s) slot = TagOf(slots[s]) == tag ? slots[s] : slot;
-    return RowOf(slot);
+    const int64_t slot = LastWithTag(slots, tag);
+    if (slot == 0) {
+      // A free slot has the tag 0.
+      if (!IsFull(slots) && tag != 0) return kUnknown;
+      __builtin_prefetch(Bucket(After(bucket)));
+      return kNotThere;
+    }
+    const int64_t row = RowOf(slot);
+    if (static_cast<uint64_t>(row) < static_cast<uint64_t>(v_.capacity)) {
+      if (kNumWords != 1) __builtin_prefetch(Id(v_.ids, row));
+      __builtin_prefetch(v_.last_seen + row, 1);
+    }
+    return row;
+  }
+
+  // The row of an id, by what FirstMatch found; it is seen.
+  int64_t RowFrom(int64_t row, const int64_t* id, uint64_t hash) const {
+    if (IsPadding(id)) return 0;
+    if (row != kUnknown && !IsId(row, id, hash)) row = Find(id, hash);
+    if (row != kUnknown) See(row, hash);
+    return row;
   }
 
   uint8_t* Block(uint64_t hash) const {
     return v_.sketch + Scaled(hash * 0x9E3779B97F4A7C15u, v_.num_blocks) * kSketchBytes;
   }
 
-  void Prefetch(const int64_t* id) const {
-    const uint64_t hash = Hash(id, settings_.num_words);
-    __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
-    if (settings_.admit_after > 1) __builtin_prefetch(Block(hash), 1);
+  void AdmitAll(const int64_t* ids, int64_t* rows) {
+    const int64_t num = unknown_.size(), num_admitted = counters_.num_admitted;
+    uint64_t hashes[2 * kAhead];
+    for (int64_t u = 0; u < num + kAhead; ++u) {
+      // Without a row it still is, unless one was given meanwhile.
+      const bool may_be_known = counters_.num_admitted != num_admitted;
+      if (u < num) {
+        const uint64_t hash = HashOfId(Id(ids, unknown_[u]));
+        hashes[u % (2 * kAhead)] = hash;
+        if (may_be_known) __builtin_prefetch(Bucket(Scaled(hash, v_.num_buckets)));
+        if (settings_.admit_after > 1) __builtin_prefetch(Block(hash), 1);
+      }
+      if (const int64_t before = u - kAhead; before >= 0) {
+        const int64_t* id = Id(ids, unknown_[before]);
+        const uint64_t hash = hashes[before % (2 * kAhead)];
+        const int64_t row = may_be_known ? Find(id, hash) : kUnknown;
+        rows[unknown_[before]] = row != kUnknown ? row : Admit(id, hash);
+        counters_.num_known_lookups += row != kUnknown;
+      }
+    }
   }
 
   // Counts a lookup of an id without a row; returns how many there were, or more.
@@ -184,26 +241,20 @@ class Step {
     return least;
   }
 
-  // The row of an id that had none when the step began.
-  int64_t Admit(const int64_t* id) {
-    const uint64_t hash = Hash(id, settings_.num_words);
-    int64_t row = Find(id, hash);
-    if (row != kUnknown) {
-      ++counters_.num_known_lookups;
-      return row;
-    }
+  // The row of an id that has none, which may get one.
+  int64_t Admit(const int64_t* id, uint64_t hash) {
     const int64_t oov = settings_.first_oov() + Scaled(hash << 32, settings_.num_oov);
     if (IsTooLong(id)) {
       ++counters_.num_too_long_lookups;
       return oov;
     }
     if (settings_.admit_after > 1 && Count(hash) < settings_.admit_after) return oov;
-    row = FreeRow();
+    const int64_t row = FreeRow();
     if (row == kUnknown) return oov;
     Insert(hash, row);
-    std::memcpy(v_.ids + row * settings_.num_words, id, settings_.num_words * sizeof(int64_t));
+    std::memcpy(v_.ids + row * num_words(), id, num_words() * sizeof(int64_t));
     Mark(v_.changed_ids, row);
-    See(row);
+    See(row, hash);
     ++counters_.num_admitted;
     ++counters_.num_known_lookups;
     return row;
@@ -228,9 +279,7 @@ class Step {
     }
   }
 
-  uint64_t HashOfRow(int64_t row) const {
-    return Hash(v_.ids + row * settings_.num_words, settings_.num_words);
-  }
+  uint64_t HashOfRow(int64_t row) const { return HashOfId(Id(v_.ids, row)); }
 
   void Erase(int64_t row) {
     int64_t bucket = Scaled(HashOfRow(row), v_.num_buckets);
@@ -279,7 +328,7 @@ class Step {
 
   void TakeBack(int64_t row) {
     Erase(row);
-    std::memset(v_.ids + row * settings_.num_words, 0, settings_.num_words * sizeof(int64_t));
+    std::memset(v_.ids + row * num_words(), 0, num_words() * sizeof(int64_t));
     Mark(v_.changed_ids, row);
     v_.last_seen[row] = 0;
     v_.free_rows[counters_.num_free++] = static_cast<int32_t>(row);
@@ -294,7 +343,8 @@ class Step {
     for (int64_t n = (num_rows + num_steps - 1) / num_steps; n > 0; --n) {
       const int64_t row = first + counters_.hand;
       counters_.hand = (counters_.hand + 1) % num_rows;
-      if (v_.last_seen[row] > 0 && counters_.step - v_.last_seen[row] > settings_.forget_after) {
+      const int64_t seen = StepOf(v_.last_seen[row]);
+      if (seen > 0 && counters_.step - seen > settings_.forget_after) {
         TakeBack(row);
         ++counters_.num_forgotten;
       }
@@ -306,7 +356,7 @@ class Step {
     if (has_evicted_all_) return;
     cold_.clear();
     for (int64_t row = settings_.first_row(); row < v_.capacity; ++row) {
-      const int32_t seen = v_.last_seen[row];
+      const int64_t seen = StepOf(v_.last_seen[row]);
       if (0 < seen && seen < counters_.step) cold_.emplace_back(seen, row);
     }
     const int64_t num =
@@ -324,7 +374,7 @@ class Step {
   VocabularyCounters& counters_;
   std::vector<int64_t>& taken_back_;
   std::vector<int64_t> unknown_;
-  std::vector<std::pair<int32_t, int64_t>> cold_;
+  std::vector<std::pair<int64_t, int64_t>> cold_;
   bool has_evicted_all_ = false;
 };
 
@@ -343,7 +393,11 @@ bool IsWhole(const VocabularySettings& settings, const Vocabulary& v) {
 void LookUpAndAdmit(const VocabularySettings& settings, const Vocabulary& vocabulary,
                     const int64_t* ids, int64_t num, int64_t* rows,
                     std::vector<int64_t>* taken_back, const ParallelFor& parallel_for) {
-  Step(settings, vocabulary, taken_back).Run(ids, num, rows, parallel_for);
+  if (settings.num_words == 1) {
+    Step<1>(settings, vocabulary, taken_back).Run(ids, num, rows, parallel_for);
+  } else {
+    Step<0>(settings, vocabulary, taken_back).Run(ids, num, rows, parallel_for);
+  }
 }
 
 }  // namespace slipstream

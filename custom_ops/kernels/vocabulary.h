@@ -49,14 +49,15 @@ struct VocabularySettings {
 //   index      [num_buckets, kSlots]: 32 bits of an id's hash, then its row + 1; 0: free. An id is
 //              in the bucket of its hash or, where all buckets in between are full, in a later one
 //   ids        [capacity, num_words], of each row that has one; else 0
-//   last_seen  [capacity], the step that looked a row up last; 0: no id has it
+//   last_seen  [capacity], the upper 32 bits of the hash of a row's id, then the step that looked
+//              it up last; 0: no id has it
 //   free_rows  [capacity], a stack of rows that ids had and have no more
 //   sketch     [num_blocks, kSketchBytes]: lookups of ids without a row, 4 counters in a block each
 //   changed_index, changed_ids   a bit for each bucket and row that is written
 struct Vocabulary {
   int64_t* index = nullptr;
   int64_t* ids = nullptr;
-  int32_t* last_seen = nullptr;
+  int64_t* last_seen = nullptr;
   int32_t* free_rows = nullptr;
   uint8_t* sketch = nullptr;
   VocabularyCounters* counters = nullptr;

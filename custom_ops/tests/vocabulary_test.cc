@@ -32,8 +32,8 @@ struct Arrays {
     view.num_blocks = 64;
   }
 
-  std::vector<int64_t> index, ids;
-  std::vector<int32_t> last_seen, free_rows;
+  std::vector<int64_t> index, ids, last_seen;
+  std::vector<int32_t> free_rows;
   std::vector<uint32_t> changed_index, changed_ids;
   std::vector<uint8_t> sketch;
   std::vector<VocabularyCounters> counters;
@@ -70,7 +70,7 @@ void TestSteps(int64_t num_words, int64_t admit_after, int64_t forget_after) {
       const int64_t id = ids[i * num_words];
       CHECK((rows[i] == 0) == (id == -1));
       CHECK(0 <= rows[i] && rows[i] < 97);
-      if (rows[i] >= settings.first_row() && alone.last_seen[rows[i]] > step) {
+      if (rows[i] >= settings.first_row() && (alone.last_seen[rows[i]] & 0xFFFFFFFF) > step) {
         CHECK(alone.ids[rows[i] * num_words] == id);
       }
     }

@@ -36,6 +36,7 @@ REGISTER_OP("Slipstream>LookUpAndAdmit")
     .Attr("is_string: bool")
     .Attr("admit_after: int >= 1")
     .Attr("forget_after: int >= 0")
+    .Attr("num_unreset: int >= 0")
     .Attr("vocabulary_name: string")
     .SetIsStateful()
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
@@ -52,6 +53,7 @@ rows: [num].
 taken_back: [num_taken_back], rows that lost their id, in order; one may come twice.
 step: The number of this step, 1 in the first.
 padding: [num_words], the id that is padding; empty: there is none.
+num_unreset: How many of the rows that earlier steps took back need not be reset yet.
 )doc");
 
 class LookUpAndAdmitOp : public OpKernel {
@@ -62,6 +64,7 @@ class LookUpAndAdmitOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("is_string", &settings_.is_string));
     OP_REQUIRES_OK(context, context->GetAttr("admit_after", &settings_.admit_after));
     OP_REQUIRES_OK(context, context->GetAttr("forget_after", &settings_.forget_after));
+    OP_REQUIRES_OK(context, context->GetAttr("num_unreset", &num_unreset_));
     OP_REQUIRES_OK(context, context->GetAttr("vocabulary_name", &name_));
   }
 
@@ -72,7 +75,7 @@ class LookUpAndAdmitOp : public OpKernel {
                                 ids.shape().DebugString()));
     TableVariables variables;
     constexpr tensorflow::DataType kTypes[] = {
-        tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT32, tensorflow::DT_INT32,
+        tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT64, tensorflow::DT_INT32,
         tensorflow::DT_UINT8, tensorflow::DT_INT64, tensorflow::DT_INT32, tensorflow::DT_INT32};
     for (int i = 0; i < 8; ++i) {
       OP_REQUIRES_OK(
@@ -137,7 +140,7 @@ class LookUpAndAdmitOp : public OpKernel {
     }
     v->index = Data<int64_t>(index);
     v->ids = Data<int64_t>(ids);
-    v->last_seen = Data<int32_t>(variables->tensor(2));
+    v->last_seen = Data<int64_t>(variables->tensor(2));
     v->free_rows = Data<int32_t>(variables->tensor(3));
     v->sketch = Data<uint8_t>(variables->tensor(4));
     v->counters = Data<VocabularyCounters>(variables->tensor(5));
@@ -155,7 +158,7 @@ class LookUpAndAdmitOp : public OpKernel {
       return InvalidArgument("vocabulary '", name_, "': it has done ", kMost,
                              " steps. Save its ids to a file, and load them into a new one.");
     }
-    if (counters.num_reset < counters.num_forgotten + counters.num_evicted) {
+    if (counters.num_reset + num_unreset_ < counters.num_forgotten + counters.num_evicted) {
       return InvalidArgument(
           "vocabulary '", name_, "' took ", counters.num_forgotten + counters.num_evicted,
           " rows back, and ", counters.num_reset,
@@ -167,6 +170,7 @@ class LookUpAndAdmitOp : public OpKernel {
   }
 
   VocabularySettings settings_;
+  int64_t num_unreset_;
   std::string name_;
 };
 

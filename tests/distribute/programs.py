@@ -614,6 +614,111 @@ def fit_shared(settings):
     return {"counts": table_of(layer)[:, 0].astype(int).tolist()}
 
 
+def vocabulary(settings):
+    """Counts lookups of raw ids in their rows, of which many are forgotten half-way."""
+    strategy = connect(settings.get("partitioned"))
+    num_rows, dtype = 40_000, settings["ids"]
+
+    def given(ids):
+        return tf.constant(np.char.mod("item-%d", ids) if dtype == "string" else np.asarray(ids))
+
+    def model_of(name):
+        inputs = keras.Input((2,), dtype=dtype)
+        ids = slipstream.DynamicVocabulary(num_rows, forget_after=8, dtype=dtype, name=name)
+        layer = layer_of(settings, num_rows, embeddings_initializer="zeros")
+        return ids, layer, keras.Model(inputs, layer(ids(inputs)))
+
+    with strategy.scope():
+        ids, layer, model = model_of("ids")
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(model.trainable_variables)
+
+    def train(batch):
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_sum(model(batch, training=True))
+        tables = [*layer._shards]
+        optimizer.apply_gradients(zip(tape.gradient(loss, tables), layer.trainable_variables))
+
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    spec = [tf.TensorSpec([None, 2], dtype)]
+    step = tf.function(lambda x: strategy.run(train, args=(x,)), input_signature=spec)
+
+    def find(batch):
+        return ids(batch, training=False)
+
+    look_up = tf.function(lambda x: strategy.run(find, args=(x,)), input_signature=spec)
+    rng = np.random.default_rng(0)
+
+    def do(all_ids, num_steps):
+        for _ in range(num_steps):
+            batch = given(rng.permutation(all_ids).reshape(-1, 2))
+            coordinator.schedule(step, args=(batch,))
+        coordinator.join()
+        optimizer.wake_all()
+
+    do(np.arange(800), 6)
+    _, first_rows = ids.ids()
+    do(np.arange(50), 12)  # all others are forgotten
+    do(np.concatenate([np.arange(50), np.arange(800, 1500)]), 6)
+    num_of = np.where(np.arange(2000) < 50, 24, 6)
+    known, rows = ids.ids()
+    known = [int(one[5:]) if dtype == "string" else int(one) for one in known]
+    asked = given(np.arange(2000).reshape(-1, 2))
+    on_worker = coordinator.schedule(look_up, args=(asked,)).fetch().reshape(-1)
+    expected = np.ones(2000, np.int64)
+    expected[known] = rows
+    store = {}
+    ids.save_own_variables(store)
+    alone = slipstream.DynamicVocabulary.from_config(ids.get_config())
+    alone.build()
+    alone.load_own_variables(store)
+    before = vars(ids.stats())
+    ids.set_ids(known[:0])
+    num_after = ids.stats().num_ids
+    ids.load_own_variables(store)
+    wrong_rows = ""
+    try:
+        ids.set_ids(given([1]).numpy().tolist(), [2 if rows[known.index(1)] > 20_000 else 39_999])
+    except ValueError as error:
+        wrong_rows = str(error)
+    if "export" in settings:
+        model.export(settings["export"])
+        np.savez(settings["export"] + ".npz", ids=asked, vectors=model(asked))
+    table = table_of(layer)
+    return {
+        "num_wrong": int(np.sum(table[rows] != num_of[known][:, None])),
+        "known": [len(known), min(known), max(known)],
+        "num_shards": [ids._num_shards, len(layer._shards)],
+        "servers": [len({v.device for v in shard.values()}) for shard in ids._shards()],
+        "num_reused": len(np.intersect1d(first_rows, rows)),
+        "num_of_free_rows": int(np.abs(np.delete(table, [1, *rows], axis=0)).sum()),
+        "on_worker": int(np.sum(on_worker != expected)),
+        "here": int(np.sum(ids(asked).numpy().reshape(-1) != expected)),
+        "alone": int(np.sum(alone(asked).numpy().reshape(-1) != expected)),
+        "stats": before,
+        "num_after": num_after,
+        "wrong_rows": wrong_rows,
+        "both": [int((rows < 20_000).sum()), int((rows >= 20_000).sum())],
+    }
+
+
+def kept_rows(settings):
+    """What is said where workers would keep rows that a vocabulary takes back."""
+    strategy = connect()
+    with strategy.scope():
+        layer = layer_of(settings, policy=policy_of(settings))
+        ids = slipstream.DynamicVocabulary(NUM_ROWS, name="ids")
+        layer.build()
+        ids.build()
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        optimizer.build(layer.trainable_variables)
+    try:
+        layer(ids(tf.constant([1, 2]), training=True))
+    except ValueError as error:
+        return {"said": str(error)}
+    return {"said": ""}
+
+
 def backups(settings):
     """Returns the callbacks with which tf_keras's `fit` goes on where an earlier one ended."""
     folder = settings.get("folder")

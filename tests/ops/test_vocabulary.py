@@ -133,6 +133,25 @@ def test_equal_tags_do_not_make_ids_equal():
     assert vocabulary.look_up([9])[0] == 3
 
 
+def id_of_hash(value):
+    """Returns the id that has a hash: each step of it can be undone."""
+    bits = (1 << 64) - 1
+    value ^= value >> 29 ^ value >> 58
+    value = value * pow(0xC4CEB9FE1A85EC53, -1, 1 << 64) & bits
+    value ^= value >> 32
+    value = value * pow(0xFF51AFD7ED558CCD, -1, 1 << 64) & bits ^ 0x9E3779B97F4A7C15
+    return value - (1 << 64) if value >> 63 else value
+
+
+def test_the_tag_of_a_free_slot_is_that_of_an_id_too(native_or_fallback):
+    ids = [id_of_hash(upper << 32) for upper in (0, 3, 1 << 31, 5)]
+    assert not (hash_ids(np.array(ids)[:, None]) << np.uint64(32)).any()
+    vocabulary, oracle = Map(20, settings_of()), DictionaryVocabulary(20)
+    for batch in (ids[:2], ids[1:], ids[::-1]):
+        assert vocabulary.train(batch)[0].tolist() == oracle.train(batch)
+        assert vocabulary.look_up(ids).tolist() == oracle.look_up(ids)
+
+
 def test_ids_without_a_row_share_those_for_them_by_their_hash(native_or_fallback):
     vocabulary = Map(200, settings_of(admit_after=4, num_oov=5, padding=()))
     ids = np.arange(1000)

@@ -61,6 +61,10 @@ class Servers(OneDevice):
         """Returns rows float32 `[num_lookups, dim]` of the table that has this shard."""
         return self._by_shard[id(shard)].lookup(ids, self._read_iterations() + 1)
 
+    def is_kept_by_workers(self, shard):
+        """Whether workers may keep rows of the table that has this shard."""
+        return self._by_shard[id(shard)].cache.capacity > 0
+
     def apply(self, tables, dense, apply_dense, loss_scale):
         """Does a step; arguments as in `Tables.apply`."""
         tables, gradients = self._summed(tables, loss_scale)

@@ -170,6 +170,10 @@ class Tables:
         """Returns the `TableState` of a variable; None where it is no table of these."""
         return self._states.get(id(_compat.tf_variable(variable)))
 
+    def is_kept_by_workers(self, variable):
+        """Whether workers may keep rows of a table, or of a shard of one, on parameter servers."""
+        return is_on_servers(self._strategy) and self._way.is_kept_by_workers(variable)
+
     def replace(self, old, new, ranges):
         """Has a table of another number of rows take the place of one, with its rows and state.
 

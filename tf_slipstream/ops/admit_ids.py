@@ -8,7 +8,7 @@ from tf_slipstream.ops.vocabulary_fallback import look_up_and_admit
 from tf_slipstream.state.vocabulary import OF_STEP, counter
 
 
-def admit_ids(name, variables, settings, words):
+def admit_ids(name, variables, settings, words, num_unreset=0):
     """Does a training step of a vocabulary.
 
     Args:
@@ -16,6 +16,7 @@ def admit_ids(name, variables, settings, words):
         variables: Dict of `tf.Variable`s by name, `OF_STEP` at least.
         settings: `VocabularySettings`.
         words: int64 `[num, num_words]`.
+        num_unreset: How many of the rows that earlier steps took back need not be reset yet.
 
     Returns:
         Rows int64 `[num]`; rows that were taken back, int64 `[num_taken_back]`, in order, which may
@@ -23,7 +24,7 @@ def admit_ids(name, variables, settings, words):
 
     Raises:
         tf.errors.InvalidArgumentError: For state that was not restored whole, or where the rows
-            that an earlier step took back were not reset. Nothing has changed then.
+            that earlier steps took back were not reset. Nothing has changed then.
     """
     handles = [variables[one].handle for one in OF_STEP]
     native = _library.native_ops(variables["index"].device)
@@ -36,13 +37,14 @@ def admit_ids(name, variables, settings, words):
             is_string=settings.is_string,
             admit_after=settings.admit_after,
             forget_after=settings.forget_after,
+            num_unreset=num_unreset,
             vocabulary_name=name,
         )
 
     def step(words, *arrays):
         arrays = {one: np.array(array) for one, array in zip(OF_STEP, arrays, strict=True)}
         counts = [counter(arrays["counters"], one) for one in ("num_forgotten", "num_evicted")]
-        if counter(arrays["counters"], "num_reset") < sum(counts):
+        if counter(arrays["counters"], "num_reset") + num_unreset < sum(counts):
             raise ValueError(
                 f"vocabulary '{name}' took {sum(counts)} rows back, and "
                 f"{counter(arrays['counters'], 'num_reset')} of them were reset: another id would "

@@ -55,6 +55,11 @@ def find_ids(index, row_ids, settings, words):
     return rows
 
 
+def lower_hashes(words):
+    """Returns the lower halves of the hashes of words, int64 `[num]`."""
+    return _lower(_hashes(words))
+
+
 def _hashes(words):
     """Returns `state.vocabulary.hash_ids` of words, uint64 `[num]`."""
     words = tf.bitcast(words, tf.uint64)

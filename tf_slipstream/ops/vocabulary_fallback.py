@@ -8,7 +8,9 @@ from tf_slipstream.state.vocabulary import (
     TOO_LONG,
     hash_ids,
     scaled,
+    seen_at,
     slots_of,
+    steps_of,
 )
 
 _EVICTED_PART = 128
@@ -58,7 +60,7 @@ class _Step:
                 continue
             rows[i] = self.find(word, hashes[i], homes[i])
             if rows[i] >= 0:
-                self.last_seen[rows[i]] = counters["step"]
+                self.see(rows[i], hashes[i])
                 counters["num_known_lookups"] += 1
         self.forget()
         counters["num_lookups"] += len(words)
@@ -77,6 +79,9 @@ class _Step:
             if not slots.all():
                 break
         return -1
+
+    def see(self, row, hash_):
+        self.last_seen[row] = seen_at(np.array([hash_]), self.counters["step"])[0]
 
     def buckets_from(self, home):
         return ((home + n) % len(self.index) for n in range(len(self.index)))
@@ -102,7 +107,7 @@ class _Step:
         self.mark("changed_index", bucket)
         self.row_ids[row] = word
         self.mark("changed_ids", row)
-        self.last_seen[row] = counters["step"]
+        self.see(row, hash_)
         counters["num_admitted"] += 1
         counters["num_known_lookups"] += 1
         return row
@@ -139,7 +144,7 @@ class _Step:
         for _ in range(-(-self.num_rows // max(1, limit // 8))):
             row = self.settings.first_row + counters["hand"]
             counters["hand"] = (counters["hand"] + 1) % self.num_rows
-            seen = int(self.last_seen[row])
+            seen = int(steps_of(self.last_seen[row]))
             if seen > 0 and counters["step"] - seen > limit:
                 self.take_back(row)
                 counters["num_forgotten"] += 1
@@ -147,7 +152,7 @@ class _Step:
     def evict(self):
         if self.has_evicted_all:
             return
-        seen = self.last_seen
+        seen = steps_of(self.last_seen)
         cold = np.flatnonzero((seen > 0) & (seen < self.counters["step"]))
         num = min(len(cold), max(1, len(seen) // _EVICTED_PART))
         self.has_evicted_all = num == len(cold)

@@ -74,7 +74,7 @@ class VocabularySettings:
         shapes = (
             ((num_buckets, SLOTS), "int64"),
             ((capacity, self.num_words), "int64"),
-            ((capacity,), "int32"),
+            ((capacity,), "int64"),
             ((capacity,), "int32"),
             ((num_blocks, SKETCH_BYTES), "uint8"),
             ((len(schema.VOCABULARY_COUNTERS),), "int64"),
@@ -121,6 +121,16 @@ def slots_of(hashes, rows):
     return ((hashes << np.uint64(32)) | (rows + 1).astype(np.uint64)).view(np.int64)
 
 
+def seen_at(hashes, step):
+    """Returns what `last_seen` has of rows whose ids have these hashes, int64 `[num]`."""
+    return ((hashes >> np.uint64(32) << np.uint64(32)) | np.uint64(step)).view(np.int64)
+
+
+def steps_of(last_seen):
+    """Returns the steps that `last_seen` has, int64; 0 where no id has the row."""
+    return last_seen & 0xFFFFFFFF
+
+
 def filled_index(words, rows, num_buckets):
     """Returns an index int64 `[num_buckets, SLOTS]` that has distinct ids with their rows.
 
@@ -160,7 +170,7 @@ def with_ids(settings, capacity, words, rows, step):
     arrays = settings.zeros(capacity)
     arrays["index"] = filled_index(words, rows, len(arrays["index"]))
     arrays["row_ids"][rows] = words
-    arrays["last_seen"][rows] = max(1, step)
+    arrays["last_seen"][rows] = seen_at(hash_ids(words), max(1, step))
     num_given = int(rows.max(initial=settings.first_row - 1)) + 1 - settings.first_row
     is_free = arrays["last_seen"][settings.first_row :][:num_given] == 0
     # The lowest are the first to be given.
