@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
+from tests.thorough import thorough
 from tf_slipstream import _compat
 from tf_slipstream.ops import _library
 
@@ -51,6 +52,16 @@ def pytest_ignore_collect(collection_path):
     is_once = path.parts[0] in _ONCE or path.as_posix() in _ONCE
     # None: as any other.
     return (is_once and path.as_posix() not in _TWICE) or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k have taken some away
+def pytest_collection_modifyitems(config, items):
+    items_by_name = {item.nodeid.partition("/")[2]: item for item in items}
+    left, unknown = thorough([*items_by_name], _compat.IS_KERAS_3)
+    if unknown and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"tests/thorough.py names tests that are not there: {unknown}")
+    for name in left:
+        items_by_name[name].add_marker("thorough")
 
 
 def pytest_collection_finish():
