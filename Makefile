@@ -8,9 +8,8 @@ TENSORFLOW ?= 2.21
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-quick test-thorough campaign test-kernels \
-  test-emulated test-cuda wheel test-wheel \
-  test-matrix lint bench bench-peers bench-training bench-scaling \
+.PHONY: help setup demo test test-quick test-thorough campaign test-kernels test-emulated \
+  test-nvcc test-cuda wheel test-wheel test-matrix lint bench bench-peers bench-training bench-scaling \
   bench-distribution docs clean
 
 help:
@@ -58,13 +57,15 @@ test: $(READY) test-kernels test-emulated
 
 # Keras 3 alone.
 QUICK := ops/test_apply_rows.py ops/test_settle_rows.py ops/test_live_slices.py \
-  update_rules/test_update_rules.py test_optimizer.py test_embedding.py test_collection.py \
+  update_rules/test_update_rules.py update_rules/test_conservation.py test_optimizer.py \
+  test_embedding.py test_collection.py test_first_step.py test_architecture.py \
   policy/test_policy.py policy/test_sleep.py policy/test_equals_plain_training.py test_saving.py \
-  test_export.py export/test_tracker.py distribute/test_replicas.py
+  test_export.py export/test_tracker.py delta/test_apply.py distribute/test_replicas.py \
+  selection/test_selector.py callbacks/test_skip_guard.py
 test-quick: $(READY)
 	$(PYTEST) --dist worksteal -m "not thorough" $(addprefix tests/,$(QUICK)) $(ARGS)
 
-test-thorough: $(READY) test-cuda
+test-thorough: $(READY) test-nvcc
 	$(PYTEST) --dist loadfile -m thorough $(ARGS)
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) --dist loadfile -m thorough $(ARGS)
 
@@ -79,11 +80,13 @@ test-kernels:
 test-emulated:
 	sh custom_ops/tests/run_emulated.sh
 
-# And by nvcc, where it is: compiled, linked and, on a GPU, checked.
-test-cuda: test-emulated
+# The same by nvcc, where it is: compiled, linked and, on a GPU, checked.
+test-nvcc:
 	if command -v nvcc >/dev/null; then \
 	  ARCHS="$(or $(CUDAARCHS),75 80 86 90)" sh custom_ops/harness/run.sh check || [ $$? = 77 ]; \
-	else echo "test-cuda: nvcc was not found; the CUDA kernels were not compiled"; fi
+	else echo "test-nvcc: nvcc was not found; the CUDA kernels were not compiled"; fi
+
+test-cuda: test-emulated test-nvcc
 
 wheel: $(READY)
 	$(BIN)/python tools/build_wheel.py $(ARGS)

@@ -43,6 +43,8 @@ _TWICE += ("ops/test_apply_rows_against_keras.py", "ops/test_bfloat16.py")
 _TWICE += ("reliability/test_bad_batches.py", "reliability/test_kills.py")
 _TWICE += ("reliability/test_together.py",)
 _TESTS = pathlib.Path(__file__).parent
+# For test_thorough.py: entries of thorough.py that are the name of no test.
+ENTRIES_OF_NONE = pytest.StashKey()
 
 
 def pytest_ignore_collect(collection_path):
@@ -56,10 +58,12 @@ def pytest_ignore_collect(collection_path):
 
 @pytest.hookimpl(tryfirst=True)  # before -m and -k have taken some away
 def pytest_collection_modifyitems(config, items):
-    items_by_name = {item.nodeid.partition("/")[2]: item for item in items}
-    left, unknown = thorough([*items_by_name], _compat.IS_KERAS_3)
-    if unknown and not any("::" in argument for argument in config.args):
-        raise pytest.UsageError(f"tests/thorough.py names tests that are not there: {unknown}")
+    items_by_name = {}
+    for item in items:
+        if _TESTS in item.path.parents:
+            path = item.path.relative_to(_TESTS).as_posix()
+            items_by_name[f"{path}::{item.nodeid.partition('::')[2]}"] = item
+    left, config.stash[ENTRIES_OF_NONE] = thorough([*items_by_name], _compat.IS_KERAS_3)
     for name in left:
         items_by_name[name].add_marker("thorough")
 
