@@ -8,8 +8,8 @@ TENSORFLOW ?= 2.21
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test test-quick test-thorough campaign test-kernels test-emulated \
-  test-nvcc test-cuda wheel test-wheel test-matrix lint bench bench-peers bench-training bench-scaling \
+.PHONY: help setup demo test test-quick test-thorough campaign test-kernels test-cuda \
+  wheel test-wheel test-matrix lint bench bench-peers bench-training bench-scaling \
   bench-distribution docs clean
 
 help:
@@ -51,7 +51,7 @@ demo: $(READY)
 # Two tests at a time: the machine that this is made for has two cores. tests/thorough.py says what is
 # left to test-thorough.
 PYTEST := $(BIN)/python -m pytest -n 2
-test: $(READY) test-kernels test-emulated
+test: $(READY) test-kernels
 	$(PYTEST) --dist worksteal -m "not thorough" $(ARGS)
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) --dist worksteal -m "not thorough" $(ARGS)
 
@@ -65,7 +65,7 @@ QUICK := ops/test_apply_rows.py ops/test_settle_rows.py ops/test_live_slices.py 
 test-quick: $(READY)
 	$(PYTEST) --dist worksteal -m "not thorough" $(addprefix tests/,$(QUICK)) $(ARGS)
 
-test-thorough: $(READY) test-nvcc
+test-thorough: $(READY) test-cuda
 	$(PYTEST) --dist loadfile -m thorough $(ARGS)
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) --dist loadfile -m thorough $(ARGS)
 
@@ -76,17 +76,12 @@ campaign: $(READY)
 test-kernels:
 	sh custom_ops/tests/run.sh
 
-# The CUDA kernels on emulated threads.
-test-emulated:
+# The CUDA kernels on emulated threads; and by nvcc, where it is: compiled, linked and, on a GPU, checked.
+test-cuda:
 	sh custom_ops/tests/run_emulated.sh
-
-# The same by nvcc, where it is: compiled, linked and, on a GPU, checked.
-test-nvcc:
 	if command -v nvcc >/dev/null; then \
 	  ARCHS="$(or $(CUDAARCHS),75 80 86 90)" sh custom_ops/harness/run.sh check || [ $$? = 77 ]; \
-	else echo "test-nvcc: nvcc was not found; the CUDA kernels were not compiled"; fi
-
-test-cuda: test-emulated test-nvcc
+	else echo "test-cuda: nvcc was not found; the CUDA kernels were not compiled"; fi
 
 wheel: $(READY)
 	$(BIN)/python tools/build_wheel.py $(ARGS)

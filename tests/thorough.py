@@ -1,18 +1,17 @@
 """What `make test` leaves to `make test-thorough`; `.ci/run` runs both.
 
 Left are the long forms of what a shorter test holds to, and what a change seldom breaks alone:
-whole runs of examples and benchmarks, builds, clusters of processes and their faults, presets at
-full length, and of long products of cases three in five. Under tf_keras also what asks Keras for
-nothing but an optimizer's step, and three in five of all cases: Keras 3 runs them.
+whole runs of examples and benchmarks, builds, CUDA on emulated threads, clusters of processes and
+their faults, presets at full length, and of long products of cases three in five. Under tf_keras
+also what asks Keras for nothing but an optimizer's step, and three in five of all cases: Keras 3
+runs them.
 
 An entry is the beginning of a test's name: a folder, a file, a function or one of its cases.
 """
 
 # Under both Kerases.
 ALWAYS = """
-analysis/test_popularity.py::test_it_is_within_a_tenth_of_what_training_does[adagrad
-analysis/test_popularity.py::test_it_is_within_a_tenth_of_what_training_does[adam-aggressive]
-analysis/test_popularity.py::test_it_is_within_a_tenth_of_what_training_does[adam-conservative]
+analysis/test_popularity.py::test_it_is_within_a_tenth_of_what_training_does
 benchmarks/test_distribution.py::test_distinct_rows_are_sent_once
 benchmarks/test_distribution.py::test_sleeping_rows_send_their_ids
 benchmarks/test_distribution.py::test_stock_keras_sends_every_lookup
@@ -59,9 +58,11 @@ ops/test_gpu_ops.py
 policy/test_distribution.py
 policy/test_swinging.py
 policy/test_target_share.py::test_the_share_follows_the_target_when_the_skew_changes[skip]
+policy/test_threads.py::test_results_do_not_depend_on_the_number_of_threads
 reliability/test_failing_files.py::test_every_operation_fails_once[ENOSPC]
 reliability/test_hostile_state.py::test_no_number_anywhere_crashes_or_changes_what_it_should_not
 reliability/test_kills.py
+selection/test_replicas.py::test_all_replicas_have_the_same_pilot
 selection/test_selective_model.py::test_of_several_outputs_one_decides
 selection/test_selective_model.py::test_probabilities_stay_those_of_all_inputs[negatives
 selection/test_selective_model.py::test_probabilities_stay_those_of_all_inputs[random
@@ -100,12 +101,14 @@ update_rules/test_conservation.py
 # Under tf_keras; Keras 3 runs them in `make test`.
 WITH_TF_KERAS = """
 analysis/
+callbacks/test_slipstream_monitor.py
 comparison/test_training.py
 distribute/test_collection.py
 distribute/test_parameter_server.py::test_no_update_is_lost_where_workers_write_the_same_rows
 distribute/test_parameter_server.py::test_one_worker_trains_as_one_machine_does
 distribute/test_replicas.py
 distribute/test_replicas_fallback.py
+distribute/test_replicas_in_fit.py::test_the_file_predicts_what_the_model_predicts
 distribute/test_replicas_in_fit.py::test_weights_that_were_loaded_stay_on_all_replicas
 distribute/test_replicas_in_loops.py
 export/test_imports.py::test_all_names_are_there_in_dir_and_for_star_imports
@@ -121,12 +124,12 @@ reliability/
 selection/test_pilot.py
 selection/test_probabilities.py
 selection/test_replicas.py
-selection/test_selector.py
 selection/test_selective_model.py::test_a_wide_model
 selection/test_selective_model.py::test_inputs_of_every_kind_wait
 selection/test_selective_model.py::test_probabilities_stay_those_of_all_inputs
 selection/test_selective_model.py::test_shrunk_batches
 selection/test_selective_model.py::test_the_readers_of_click_logs
+selection/test_selector.py
 test_distribution.py
 test_example_models.py::test_a_script_starts_from_a_shell_and_quietly
 test_example_models.py::test_sequences_are_learned
