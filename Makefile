@@ -8,8 +8,8 @@ TENSORFLOW ?= 2.21
 # Keep TensorFlow's start-up notes out of what these commands print.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help setup demo test campaign test-kernels test-cuda wheel test-wheel test-matrix lint bench \
-  bench-peers bench-training bench-scaling \
+.PHONY: help setup demo test test-quick test-thorough campaign test-kernels test-cuda \
+  wheel test-wheel test-matrix lint bench bench-peers bench-training bench-scaling \
   bench-distribution docs clean
 
 help:
@@ -17,7 +17,9 @@ help:
 	@echo "make demo    train a click model with stock Keras and with tf_slipstream, in two minutes,"
 	@echo "             and compare, with a report"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
-	@echo "make test    run the tests under Keras 3 and tf_keras"
+	@echo "make test    run the tests under Keras 3 and tf_keras, in twelve minutes on two cores"
+	@echo "make test-quick  a part of them from each part of the package, in two minutes"
+	@echo "make test-thorough  what make test leaves out: whole runs, builds, processes that fail"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
 	@echo "make campaign  faults, floods and hostile files for an hour, resumed where it was stopped"
 	@echo "             (ARGS='--minutes 10 --only kills')"
@@ -46,10 +48,26 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python examples/dlrm.py --report results/demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-# Two files at a time: the machine that this is made for has two cores.
-test: $(READY) test-kernels test-cuda
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+# Two tests at a time: the machine that this is made for has two cores. tests/thorough.py says what is
+# left to test-thorough.
+PYTEST := $(BIN)/python -m pytest -n 2
+test: $(READY) test-kernels
+	$(PYTEST) --dist worksteal -m "not thorough" $(ARGS)
+	TF_USE_LEGACY_KERAS=1 $(PYTEST) --dist worksteal -m "not thorough" $(ARGS)
+
+# Keras 3 alone.
+QUICK := ops/test_apply_rows.py ops/test_settle_rows.py ops/test_live_slices.py \
+  update_rules/test_update_rules.py update_rules/test_conservation.py test_optimizer.py \
+  test_embedding.py test_collection.py test_first_step.py test_architecture.py \
+  policy/test_policy.py policy/test_sleep.py policy/test_equals_plain_training.py test_saving.py \
+  test_export.py export/test_tracker.py delta/test_apply.py distribute/test_replicas.py \
+  selection/test_selector.py callbacks/test_skip_guard.py
+test-quick: $(READY)
+	$(PYTEST) --dist worksteal -m "not thorough" $(addprefix tests/,$(QUICK)) $(ARGS)
+
+test-thorough: $(READY) test-cuda
+	$(PYTEST) --dist loadfile -m thorough $(ARGS)
+	TF_USE_LEGACY_KERAS=1 $(PYTEST) --dist loadfile -m thorough $(ARGS)
 
 # The memory of each of its processes is bounded; results/campaign has what was tried.
 campaign: $(READY)

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
+from tests.thorough import thorough
 from tf_slipstream import _compat
 from tf_slipstream.ops import _library
 
@@ -42,6 +43,8 @@ _TWICE += ("ops/test_apply_rows_against_keras.py", "ops/test_bfloat16.py")
 _TWICE += ("reliability/test_bad_batches.py", "reliability/test_kills.py")
 _TWICE += ("reliability/test_together.py",)
 _TESTS = pathlib.Path(__file__).parent
+# For test_thorough.py: entries of thorough.py that are the name of no test.
+ENTRIES_OF_NONE = pytest.StashKey()
 
 
 def pytest_ignore_collect(collection_path):
@@ -51,6 +54,18 @@ def pytest_ignore_collect(collection_path):
     is_once = path.parts[0] in _ONCE or path.as_posix() in _ONCE
     # None: as any other.
     return (is_once and path.as_posix() not in _TWICE) or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k have taken some away
+def pytest_collection_modifyitems(config, items):
+    items_by_name = {}
+    for item in items:
+        if _TESTS in item.path.parents:
+            path = item.path.relative_to(_TESTS).as_posix()
+            items_by_name[f"{path}::{item.nodeid.partition('::')[2]}"] = item
+    left, config.stash[ENTRIES_OF_NONE] = thorough([*items_by_name], _compat.IS_KERAS_3)
+    for name in left:
+        items_by_name[name].add_marker("thorough")
 
 
 def pytest_collection_finish():

@@ -25,6 +25,7 @@ from tests.field_models import (
 from tests.models import (
     assert_all_equal,
     fit,
+    in_turn,
     num_asleep,
     num_held,
     sleepy,
@@ -221,8 +222,7 @@ class TestTraining:
 
 
 class TestSaving:
-    @pytest.mark.parametrize("kind", FORMATS)
-    @pytest.mark.parametrize("policy", [None, POLICY], ids=["awake", "sleepy"])
+    @pytest.mark.parametrize("kind, policy", in_turn(FORMATS, [POLICY, None]))
     def test_training_goes_on_as_if_it_had_not_been_saved(self, kind, policy, tmp_path):
         def model():
             return collection_model(SlipstreamOptimizer(INNER["adam"](), policy=policy))
@@ -351,8 +351,10 @@ class TestResizing:
 
 
 class TestCopying:
-    @pytest.mark.parametrize("name", ["momentum", "row_wise_adagrad", "adam", "ftrl"])
-    @pytest.mark.parametrize("joins", [True, False], ids=["joins", "splits"])
+    @pytest.mark.parametrize(
+        "name, joins",
+        in_turn(["momentum", "row_wise_adagrad", "adam", "ftrl"], [True, False]),
+    )
     def test_training_goes_on_as_it_would_have(self, joins, name):
         makes = [layers_model, collection_model]
         first, second = makes if joins else makes[::-1]
@@ -365,8 +367,7 @@ class TestCopying:
             fit(one, DATA)
         assert_same_training(model, new)
 
-    @pytest.mark.parametrize("on_stale", ["defer", "skip"])
-    @pytest.mark.parametrize("joins", [True, False], ids=["joins", "splits"])
+    @pytest.mark.parametrize("joins, on_stale", [(True, "skip"), (False, "defer")])
     def test_rows_sleep_on(self, joins, on_stale):
         policy = sleepy(first_sleep=2, max_sleep=8, on_stale=on_stale)
         makes = [layers_model, collection_model]

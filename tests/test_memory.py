@@ -6,7 +6,7 @@ import weakref
 import pytest
 import tensorflow as tf
 
-from tests.models import click_data, click_model, fit, num_held, sleepy, train_steps
+from tests.models import click_data, click_model, fit, in_turn, num_held, sleepy, train_steps
 from tf_slipstream import SkipGuard, SkipHistory, SlipstreamEmbedding, SlipstreamOptimizer, export
 from tf_slipstream._compat import keras, tf_variable
 from tf_slipstream.engine import registry
@@ -81,8 +81,7 @@ def is_all_gone(found):
     return [type(one()).__name__ for one in found if one() is not None] == []
 
 
-@pytest.mark.parametrize("inner", ["adam", "adagrad"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way, inner", in_turn(WAYS, ["adam", "adagrad"]))
 def test_a_model_that_was_trained_frees_its_table_and_slots(way, inner):
     collect()
     num_before = len(registry._specs._entries), len(registry._holders._entries)

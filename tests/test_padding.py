@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.distribute.replicas import strategy_of
-from tests.models import embedding_of, sleepy
+from tests.models import embedding_of, in_turn, sleepy
 from tf_slipstream import SlipstreamEmbeddingCollection, SlipstreamOptimizer
 from tf_slipstream._compat import keras
 
@@ -89,8 +89,7 @@ def without_padding(ids):
     return tf.RaggedTensor.from_tensor(tf.constant(ids), padding=0)
 
 
-@every_policy
-@every_rule
+@pytest.mark.parametrize("rule, policy", in_turn(INNER, [sleepy(), None]))
 def test_padded_bags_count_and_train_as_ragged_ones_do(rule, policy):
     bags = [
         Training(_call, rule, policy, as_ids, combiner="sum", mask_zero=True).run()

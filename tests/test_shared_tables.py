@@ -10,6 +10,7 @@ from tests.models import (
     click_model,
     embedding_of,
     fit,
+    in_turn,
     num_asleep,
     num_held,
     random_table,
@@ -77,8 +78,7 @@ def _publish(model, folder):
 READ = [_evaluate, _predict, _save, _save_weights, _export, _publish]
 
 
-@pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("read", READ, ids=lambda read: read.__name__[1:])
+@pytest.mark.parametrize("read, who", in_turn(READ, [0, 1]))
 def test_whoever_reads_one_model_has_what_both_hold_applied(read, who, tmp_path):
     models = both_hold()
     asleep = [num_asleep(model.optimizer) for model in models]
@@ -118,8 +118,7 @@ def test_values_that_were_set_are_not_moved_by_what_either_held(inner):
     np.testing.assert_array_equal(models[1].layers[1].get_weights()[0], table)
 
 
-@pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("inner", ["Adagrad", "Adam"])
+@pytest.mark.parametrize("inner, who", in_turn(["Adagrad", "Adam"], [0, 1]))
 def test_a_tracker_of_one_model_sees_rows_that_either_trained(who, inner, tmp_path):
     models = two_models(inner)
     for model in models:

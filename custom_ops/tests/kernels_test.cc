@@ -1,14 +1,15 @@
 // Runs the tests of every kernel. Prints what failed, and last the number of checks that passed
-// with a digest of the results; exits with 1 if any failed.
+// with a digest of the results; exits with 1 if any failed. With an argument, those that end on one
+// thread are left out: that of hostile states, whose results are none of the digest's.
 #include <cstdio>
 
 #include "test_support.h"
 
-int main() {
+int main(int num_arguments, char**) {
   slipstream::TestLiveRows();
   slipstream::TestUpdateRows();
   slipstream::TestStaleness();
-  slipstream::TestHostileState();
+  if (num_arguments == 1) slipstream::TestHostileState();
   slipstream::TestThreadTeam();
   slipstream::TestGatherRows();
   slipstream::TestHugePages();

@@ -9,13 +9,19 @@ trap 'rm -rf "$build"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-flags="-std=c++17 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -Itests/emulated_cuda"
+flags="-std=c++17 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off -Itests/emulated_cuda"
 flags="$flags -fsanitize=address,undefined -fno-sanitize-recover=all"
-for file in kernels/live_rows.cu kernels/update_rows.cu kernels/live_rows.cc kernels/update_rows.cc \
-  kernels/staleness.cc harness/check.cc harness/time.cc tests/emulated_cuda/emulated_cuda.cc; do
-  # shellcheck disable=SC2086
-  $cxx $flags -x c++ -c "$file" -o "$build/$(basename "$file").o"
-done
+compile() {
+  for file; do
+    # shellcheck disable=SC2086
+    $cxx $flags -x c++ -c "$file" -o "$build/$(basename "$file").o"
+  done
+}
+# Two compilers at a time.
+compile kernels/update_rows.cu harness/time.cc kernels/staleness.cc tests/emulated_cuda/emulated_cuda.cc &
+half=$!
+compile kernels/live_rows.cu harness/check.cc kernels/live_rows.cc kernels/update_rows.cc
+wait $half
 for program in check time; do
   other=$([ $program = check ] && echo time || echo check)
   mv "$build/$other.cc.o" "$build/$other.left_out"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.models import click_data, click_model, embedding_of, fit, random_table
+from tests.models import click_data, click_model, embedding_of, fit, in_turn, random_table
 from tests.policy.test_saving import train_some
 from tests.policy.training import inner_of, policies
 from tf_slipstream import SlipstreamEmbedding, SlipstreamOptimizer, _compat
@@ -61,8 +61,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader, name", in_turn(READERS, ["sgd", "adam"]))
 def test_a_reader_sees_all_that_is_held_and_wakes_no_row(reader, name):
     model, applied = half_trained_model(name)
     sleeping = num_stale(model)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.models import in_turn
 from tests.ops import tables
 from tests.policy.test_against_reference import MARGIN, TOLERANCE
 from tests.policy.training import Product, assert_matches, oracle_of, policies
@@ -84,8 +85,10 @@ def moving_batches(seed):
             yield ids, grads, gap if step == 0 else 0
 
 
-@pytest.mark.parametrize("on_stale", ["defer", "skip"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop_centered_momentum"])
+@pytest.mark.parametrize(
+    "name, on_stale",
+    in_turn(["momentum", "sgd", "rmsprop_centered_momentum", "adam"], ["defer", "skip"]),
+)
 def test_evictions_are_those_of_the_oracle(name, on_stale, monkeypatch):
     """Entries whose row holds something among them: that is applied first."""
     capacity = with_small_pools(monkeypatch, CAPACITY)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tf_slipstream as slipstream
-from tests.models import assert_all_equal, ids_input, values_of
+from tests.models import assert_all_equal, ids_input, in_turn, values_of
 from tests.selection.models import (
     BATCH,
     DIMS,
@@ -25,9 +25,16 @@ def plain_model(log, epochs=2, weights=None, activation="sigmoid", rule="Adam", 
     return model, history.history
 
 
-@pytest.mark.parametrize("arguments", [{"keep": 1}, {"keep": 0.5, "warm_up": 10_000}])
-@pytest.mark.parametrize("batches", ["full", "shrunk"])
-@pytest.mark.parametrize("rule", ["Adam", "SGD"])
+# Each two of three choices.
+@pytest.mark.parametrize(
+    "arguments, batches, rule",
+    [
+        ({"keep": 1}, "full", "Adam"),
+        ({"keep": 1}, "shrunk", "SGD"),
+        ({"keep": 0.5, "warm_up": 10_000}, "full", "SGD"),
+        ({"keep": 0.5, "warm_up": 10_000}, "shrunk", "Adam"),
+    ],
+)
 def test_with_all_kept_training_is_plain_to_the_bit(arguments, batches, rule):
     log = click_log(1000)  # of which the last batch is smaller
     plain, history = plain_model(log, rule=rule, metrics=["AUC"])
@@ -43,8 +50,7 @@ def test_with_all_kept_training_is_plain_to_the_bit(arguments, batches, rule):
         np.testing.assert_allclose(found[name], values, rtol=1e-5)
 
 
-@pytest.mark.parametrize("is_weighted", [False, True])
-@pytest.mark.parametrize("is_eager", [False, True])
+@pytest.mark.parametrize("is_weighted, is_eager", [(False, True), (True, False)])
 def test_the_same_from_logits_with_weights_and_eagerly(is_weighted, is_eager):
     log = click_log(300)
     weights = np.linspace(0, 2, 300).astype("float32") if is_weighted else None
@@ -140,8 +146,9 @@ def test_an_input_that_stands_in_for_none_moves_nothing():
     assert selective.selection_stats().num_kept < 3
 
 
-@pytest.mark.parametrize("method", ["contribution", "negatives", "random"])
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "method, wide", in_turn(["contribution", "negatives", "random"], [True, False])
+)
 def test_probabilities_stay_those_of_all_inputs(method, wide):
     log = click_log(30_000)
     selective = selective_model(method=method, wide=wide, compile_arguments={"metrics": ["AUC"]})
@@ -217,8 +224,7 @@ def test_a_wide_model_trains_with_what_the_pilot_said_before_it_learned():
     assert np.abs(selective.selector.pilot.rows.get_weights()[0]).sum() > 1
 
 
-@pytest.mark.parametrize("batches", ["full", "shrunk"])
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("batches, wide", [("full", False), ("shrunk", True)])
 def test_training_goes_on_from_a_checkpoint_to_the_bit(batches, wide, tmp_path):
     ids, labels = click_log(60 * 30)
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests import reference
-from tests.models import embedding_of
+from tests.models import embedding_of, in_turn
 from tests.ops import tables
 from tf_slipstream import SlipstreamOptimizer, update_rules
 from tf_slipstream._compat import IS_KERAS_3, keras
@@ -226,8 +226,9 @@ def test_without_native_ops_too(name):
     check(CASES[name], gap_stream(40, gaps=(0, 1, 2, 5, 20)), native=False)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
-@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].weight_decay])
+@pytest.mark.parametrize(
+    "name, native", in_turn([name for name in CASES if not CASES[name].weight_decay], [True, False])
+)
 def test_before_settling_only_rows_touched_in_two_steps_running_lack_their_tail(name, native):
     case, stream = CASES[name], gap_stream(60, gaps=(0, 1, 2, 5, 20))
     state = train(case, stream, native)
@@ -351,14 +352,14 @@ def check_schedule(name, schedule, patterns=None):
     stream.assert_conserved(np.asarray(layer.embeddings), dense, patterns)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop_momentum"])
+@pytest.mark.parametrize(
+    "name, schedule", in_turn(["momentum", "nesterov", "rmsprop_momentum"], SCHEDULES)
+)
 def test_under_a_schedule_a_row_has_moved_as_far_too(name, schedule):
     check_schedule(name, schedule)
 
 
-@pytest.mark.parametrize("schedule", ["exponential", "warm_up"])
-@pytest.mark.parametrize("name", ["adam", "amsgrad"])
+@pytest.mark.parametrize("name, schedule", [("adam", "exponential"), ("amsgrad", "warm_up")])
 def test_under_a_smooth_schedule_rows_that_always_miss_steps_have_under_adam(name, schedule):
     check_schedule(name, schedule, {*GAPS, "rare"})
 
@@ -371,26 +372,22 @@ TAIL_OF_ANOTHER_RATE = (
 DECAY_OF_ANOTHER_RATE = "Weight decay of missed steps has the learning rate of the touch."
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    "name",
+    "name, schedule",
     [
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(reason=TAIL_OF_ANOTHER_RATE, strict=True))
-            for name in ("adam", "amsgrad")
-        ),
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(reason=DECAY_OF_ANOTHER_RATE, strict=True))
-            for name in ("adamw", "momentum_decay", "sgd_decay")
-        ),
+        pytest.param(*case, marks=pytest.mark.xfail(reason=reason, strict=True))
+        for reason, names in (
+            (TAIL_OF_ANOTHER_RATE, ["amsgrad", "adam", "adam"]),
+            (DECAY_OF_ANOTHER_RATE, ["adamw", "momentum_decay", "sgd_decay"]),
+        )
+        for case in in_turn(names, SCHEDULES)
     ],
 )
 def test_under_any_schedule_every_row_has(name, schedule):
     check_schedule(name, schedule)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "fallback"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, native", in_turn(CASES, [True, False]))
 def test_where_the_counter_of_steps_is_set_back_a_row_still_trains(name, native):
     case, rule = CASES[name], CASES[name].rule
     random, rate = np.random.default_rng(0), case.learning_rate
