@@ -42,7 +42,7 @@ SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
 # Ends the name of a subject of which each machine runs two workers: one computes while the other's
 # rows travel.
 _PAIRED = "_paired"
-STOCK = {"tf_keras": "", "tf_keras_legacy": "_legacy", f"tf_keras{_PAIRED}": f"_against{_PAIRED}"}
+STOCK = {"tf_keras": "", "tf_keras_legacy": "_legacy"}
 _PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
 # Ports that the machines of a box listen at; each has them all for itself.
 _PORT = 4000
@@ -57,7 +57,12 @@ def arguments(argv=None):
     parser.add_argument("--zipf", type=float, default=1.1)
     parser.add_argument("--workers", type=int, default=2, help="machines that compute")
     parser.add_argument(
-        "--per-machine", type=int, nargs="+", choices=(1, 2), default=[1], help="workers on each"
+        "--per-machine",
+        type=int,
+        nargs="+",
+        choices=(1, 2),
+        default=[1],
+        help="workers on each; two at the first speed alone",
     )
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=400, help="steps of all workers together")
@@ -92,7 +97,10 @@ def measure(args):
 
 
 def ratios(found):
-    """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer.
+    """Returns stock over ours, of those that were measured.
+
+    `legacy`: of stock's legacy optimizer. `paired`: ours with two workers on a machine, and `both`:
+    stock too.
 
     Args:
         found: Dict from a subject and a speed, None for links that are not shaped, to a result.
@@ -110,16 +118,18 @@ def ratios(found):
 
     for gigabits in dict.fromkeys(gigabits for _, gigabits in found):
         speed = "" if gigabits is None else f"_{gigabits:g}g"
-        pairs = [*OURS.items(), *((ours + _PAIRED, end + _PAIRED) for ours, end in OURS.items())]
-        for stock, against in STOCK.items():
-            for ours, end in pairs:
-                if gigabits is None:
-                    compare("bytes", stock, ours, gigabits, f"ps_bytes_ratio{end}{against}")
-                compare("step", stock, ours, gigabits, f"ps_step_ratio{speed}{end}{against}")
-        for policy, end in itertools.product(POLICIES[1:], ("", "_bfloat16")):
-            for paired in ("", _PAIRED):
-                one, other = f"slipstream{end}{paired}", f"slipstream{policy}{end}{paired}"
-                compare("step", one, other, gigabits, f"ps{policy}_over_none{speed}{end}{paired}")
+        for paired, stock in itertools.product(("", _PAIRED), STOCK):
+            for ours, end in OURS.items():
+                one, other, name = stock, ours + paired, f"{speed}{end}{paired}{STOCK[stock]}"
+                if gigabits is None and not paired:
+                    compare("bytes", one, other, gigabits, f"ps_bytes_ratio{name}")
+                compare("step", one, other, gigabits, f"ps_step_ratio{name}")
+                if paired and not STOCK[stock]:
+                    compare("step", one + paired, other, gigabits, f"ps_step_ratio{name}_both")
+        ends = itertools.product(POLICIES[1:], ("", "_bfloat16"), ("", _PAIRED))
+        for policy, dtype, paired in ends:
+            one, other = f"slipstream{dtype}{paired}", f"slipstream{policy}{dtype}{paired}"
+            compare("step", one, other, gigabits, f"ps{policy}_over_none{speed}{dtype}{paired}")
     return ratio
 
 
@@ -138,10 +148,11 @@ def predicted_bytes(args, result):
 
 
 def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_servers, per_machine=1):
-    """Returns how long a step takes, by the model of docs/guide/parameter_servers.md.
+    """Returns how long a step takes, by the model of docs/reference/parameter_servers.md.
 
-    Workers, which share this machine's processors, each compute, then wait for their links. By mean
-    value analysis (Reiser and Lavenberg 1980) of one queue, for the processors, and a delay.
+    A worker computes, and its rows come in by its machine's link and go out by it. Workers queue
+    for the processors, which all machines of a box share, and those of one machine for its link. By
+    mean value analysis (Reiser and Lavenberg 1980).
 
     Args:
         num_bytes: That a worker's step sends and gets.
@@ -149,18 +160,19 @@ def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_server
         gigabits: Gbit/s of a link.
         num_workers: Positive integer, of machines that compute.
         num_servers: Positive integer. The links of fewer servers than workers are shared.
-        per_machine: Workers on each. Of two, one computes while a link carries the other's rows
-            one way and the gradients the other way: what takes longest decides.
+        per_machine: Workers on each of them.
     """
-    if per_machine > 1:
-        one_way = 4e-6 * num_bytes / (_PAYLOAD * gigabits)
-        return max(compute, one_way / min(num_workers, num_servers))
-    waiting = 8e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
-    queue = 0.0
-    for num in range(1, num_workers + 1):
-        computing = compute * (1 + queue)
-        queue = num * computing / (computing + waiting)
-    return (computing + waiting) / num_workers
+    one_way = 4e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
+    num_all = per_machine * num_workers
+    # Of all other workers those that use the same link.
+    neighbours = (per_machine - 1) / max(1, num_all - 1)
+    computing_queue = link_queue = 0.0
+    for num in range(1, num_all + 1):
+        computing = compute * (1 + computing_queue)
+        waiting = one_way * (1 + neighbours * link_queue)
+        step = computing + 2 * waiting
+        computing_queue, link_queue = num * computing / step, num * waiting / step
+    return step / num_all
 
 
 def write_batches(args, path):
@@ -181,6 +193,8 @@ def _run(subject, args, folder, environment, box, per_machine=1):
     options = {"folder": folder, "subject": subject, **vars(args)}
     if subject in ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_bfloat16"):
         options["warmup"] = min(20, args.warmup)  # nothing has to fall asleep
+    if per_machine > 1:
+        options["gigabits"] = args.gigabits[:1]
     options["links"] = None if box is None else dataclasses.asdict(box.links)
     for result in run_program(PROGRAM, options, environment, box):
         result["predicted_bytes_per_step"] = predicted_bytes(args, result)

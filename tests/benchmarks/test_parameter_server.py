@@ -30,6 +30,16 @@ def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
         assert f" {subject} " in printed
 
 
+def test_two_workers_may_share_a_machine(tmp_path):
+    options = {"rows": 3000, "dim": 8, "batch": 64, "fields": 4, "warmup": 8, "steps": 8}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    arguments += ["--per-machine", 1, 2, "--gigabits", "--subjects", "tf_keras", "slipstream"]
+    printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments)
+    ratios = json.loads(printed.splitlines()[-1])
+    step = "ps_step_ratio"
+    assert set(ratios) == {"ps_bytes_ratio", step, f"{step}_paired", f"{step}_paired_both"}
+
+
 def test_a_step_takes_as_long_as_processors_and_links_do():
     from distribution.parameter_server import predicted_milliseconds as predicted
 
@@ -39,6 +49,9 @@ def test_a_step_takes_as_long_as_processors_and_links_do():
     # One worker computes and waits in turn; more compute while others wait.
     assert predicted(118_750 * 30, 20, 1, 1, 1) == pytest.approx(50)
     assert 20 < predicted(118_750 * 30, 20, 1, 2, 2) < 25 + 10
+    # Two on a machine: one's rows come in while the other's gradients go out.
+    assert predicted(118_750 * 30, 0, 1, 1, 1, per_machine=2) == pytest.approx(22.5)
+    assert predicted(118_750 * 30, 0, 1, 2, 2, per_machine=2) < 15
     # Two servers' links for four workers'.
     assert predicted(118_750 * 30, 0, 1, 4, 2) == pytest.approx(15)
     assert predicted(118_750 * 30, 20, 1, 2, 2) < predicted(118_750 * 31, 20, 1, 2, 2)
