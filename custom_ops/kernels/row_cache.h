@@ -62,7 +62,7 @@ inline int64_t RowHash(const float* row, int64_t dim) {
   for (; d + kLanes <= dim; d += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) take(d + lane, lane);
   }
-  for (int64_t lane = 0; d < dim; ++d, ++lane) take(d, lane);
+  for (; d < dim; ++d) take(d, d % kLanes);
   uint64_t hash = 0x9E3779B97F4A7C15ull;
   for (const uint64_t lane : lanes) hash = mix(hash, lane);
   return static_cast<int64_t>(hash);
