@@ -126,6 +126,8 @@ class Cluster:
     ):
         self._forks, self._folder, self._program = forks, pathlib.Path(folder), program
         self._box = box
+        # Beside what waits for a link that is cut, others must go on.
+        self.environ = {} if box is None else {"TF_NUM_INTEROP_THREADS": "8"}
         if box is None:
             addresses = [f"localhost:{port}" for port in free_ports(num_workers + num_servers)]
         else:
@@ -155,7 +157,7 @@ class Cluster:
         argv = [self._program, "--cluster", json.dumps(self.addresses), "--task", f"{job}:{index}"]
         log = self._folder / f"{job}{index}.log"
         machine = self._box and self._box.path(f"{job}{index}")
-        self._processes[job, index] = self._forks.start(argv, log, machine)
+        self._processes[job, index] = self._forks.start(argv, log, machine, **self.environ)
 
     def wait_until_up(self, job, index):
         host, port = self.addresses[job][index].split(":")
@@ -219,6 +221,7 @@ class Coordinator:
             self._log,
             cluster._box and cluster._box.path("chief"),
             TF_CONFIG=cluster.config(),
+            **cluster.environ,
         )
 
     def log(self):
