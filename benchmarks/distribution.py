@@ -26,7 +26,11 @@ def main():
     ratios = {}
     with open(args.output, "a") as file:
         for name in args.parts:
-            own = args if name == "mirrored" else parameter_server.arguments([])
+            own = (
+                args
+                if name == "mirrored"
+                else parameter_server.arguments(["--per-machine", "1", "2"])
+            )
             *_, last = _printed(PARTS[name], own, file)
             ratios |= last
     print(json.dumps(ratios))

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -38,6 +39,10 @@ OURS = {  # and what the names of their ratios end in
     for policy in POLICIES
 }
 SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
+# Ends the name of a subject of which each machine runs two workers: one computes while the other's
+# rows travel.
+_PAIRED = "_paired"
+STOCK = {"tf_keras": "", "tf_keras_legacy": "_legacy"}
 _PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
 # Ports that the machines of a box listen at; each has them all for itself.
 _PORT = 4000
@@ -50,7 +55,15 @@ def arguments(argv=None):
     parser.add_argument("--batch", type=int, default=2048, help="examples of a worker's step")
     parser.add_argument("--fields", type=int, default=26)
     parser.add_argument("--zipf", type=float, default=1.1)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="machines that compute")
+    parser.add_argument(
+        "--per-machine",
+        type=int,
+        nargs="+",
+        choices=(1, 2),
+        default=[1],
+        help="workers on each; two at the first speed alone",
+    )
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=400, help="steps of all workers together")
     parser.add_argument("--steps", type=int, default=60, help="the same, measured")
@@ -71,18 +84,23 @@ def measure(args):
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         write_batches(args, pathlib.Path(folder) / "ids")
         box = None if reason else stack.enter_context(box_of(args.workers, args.servers))
-        # tf_keras, in the servers too. They forget a coordinator when the next one comes.
-        servers = cluster(args.workers, args.servers, folder, box, TF_USE_LEGACY_KERAS="1")
-        environment = stack.enter_context(servers)
-        for subject in args.subjects:
-            for result in _run(subject, args, folder, environment, box):
-                found[subject, result["gigabits"]] = result
-                yield result
+        for per_machine in args.per_machine:
+            # tf_keras, in the servers too. They forget a coordinator when the next one comes.
+            num = per_machine * args.workers
+            servers = cluster(num, args.servers, folder, box, TF_USE_LEGACY_KERAS="1")
+            with servers as environment:
+                for subject in args.subjects:
+                    for result in _run(subject, args, folder, environment, box, per_machine):
+                        found[result["subject"], result["gigabits"]] = result
+                        yield result
     yield ratios(found)
 
 
 def ratios(found):
-    """Returns stock over ours, of those that were measured; `legacy`: of its legacy optimizer.
+    """Returns stock over ours, of those that were measured.
+
+    `legacy`: of stock's legacy optimizer. `paired`: ours with two workers on a machine, and `both`:
+    stock too.
 
     Args:
         found: Dict from a subject and a speed, None for links that are not shaped, to a result.
@@ -100,15 +118,18 @@ def ratios(found):
 
     for gigabits in dict.fromkeys(gigabits for _, gigabits in found):
         speed = "" if gigabits is None else f"_{gigabits:g}g"
-        for stock, against in (("tf_keras", ""), ("tf_keras_legacy", "_legacy")):
+        for paired, stock in itertools.product(("", _PAIRED), STOCK):
             for ours, end in OURS.items():
-                if gigabits is None:
-                    compare("bytes", stock, ours, gigabits, f"ps_bytes_ratio{end}{against}")
-                compare("step", stock, ours, gigabits, f"ps_step_ratio{speed}{end}{against}")
-        for policy in POLICIES[1:]:
-            for dtype in ("", "_bfloat16"):
-                one, other = f"slipstream{dtype}", f"slipstream{policy}{dtype}"
-                compare("step", one, other, gigabits, f"ps{policy}_over_none{speed}{dtype}")
+                one, other, name = stock, ours + paired, f"{speed}{end}{paired}{STOCK[stock]}"
+                if gigabits is None and not paired:
+                    compare("bytes", one, other, gigabits, f"ps_bytes_ratio{name}")
+                compare("step", one, other, gigabits, f"ps_step_ratio{name}")
+                if paired and not STOCK[stock]:
+                    compare("step", one + paired, other, gigabits, f"ps_step_ratio{name}_both")
+        ends = itertools.product(POLICIES[1:], ("", "_bfloat16"), ("", _PAIRED))
+        for policy, dtype, paired in ends:
+            one, other = f"slipstream{dtype}{paired}", f"slipstream{policy}{dtype}{paired}"
+            compare("step", one, other, gigabits, f"ps{policy}_over_none{speed}{dtype}{paired}")
     return ratio
 
 
@@ -126,25 +147,32 @@ def predicted_bytes(args, result):
     return pulled + result["pushed_rows"] * (4 + row + 8)
 
 
-def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_servers):
-    """Returns how long a step takes, by the model of docs/guide/parameter_servers.md.
+def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_servers, per_machine=1):
+    """Returns how long a step takes, by the model of docs/reference/parameter_servers.md.
 
-    Workers, which share this machine's processors, each compute, then wait for their links. By mean
-    value analysis (Reiser and Lavenberg 1980) of one queue, for the processors, and a delay.
+    A worker computes, and its rows come in by its machine's link and go out by it. Workers queue
+    for the processors, which all machines of a box share, and those of one machine for its link. By
+    mean value analysis (Reiser and Lavenberg 1980).
 
     Args:
         num_bytes: That a worker's step sends and gets.
         compute: Milliseconds of one step of all workers where links cost nothing.
         gigabits: Gbit/s of a link.
-        num_workers: Positive integer.
+        num_workers: Positive integer, of machines that compute.
         num_servers: Positive integer. The links of fewer servers than workers are shared.
+        per_machine: Workers on each of them.
     """
-    waiting = 8e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
-    queue = 0.0
-    for num in range(1, num_workers + 1):
-        computing = compute * (1 + queue)
-        queue = num * computing / (computing + waiting)
-    return (computing + waiting) / num_workers
+    one_way = 4e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
+    num_all = per_machine * num_workers
+    # Of all other workers those that use the same link.
+    neighbours = (per_machine - 1) / max(1, num_all - 1)
+    computing_queue = link_queue = 0.0
+    for num in range(1, num_all + 1):
+        computing = compute * (1 + computing_queue)
+        waiting = one_way * (1 + neighbours * link_queue)
+        step = computing + 2 * waiting
+        computing_queue, link_queue = num * computing / step, num * waiting / step
+    return step / num_all
 
 
 def write_batches(args, path):
@@ -161,13 +189,17 @@ def loopback_bytes():
     return int(fields[8])
 
 
-def _run(subject, args, folder, environment, box):
+def _run(subject, args, folder, environment, box, per_machine=1):
     options = {"folder": folder, "subject": subject, **vars(args)}
     if subject in ("tf_keras", "tf_keras_legacy", "slipstream", "slipstream_bfloat16"):
         options["warmup"] = min(20, args.warmup)  # nothing has to fall asleep
+    if per_machine > 1:
+        options["gigabits"] = args.gigabits[:1]
     options["links"] = None if box is None else dataclasses.asdict(box.links)
     for result in run_program(PROGRAM, options, environment, box):
         result["predicted_bytes_per_step"] = predicted_bytes(args, result)
+        if per_machine > 1:
+            result["subject"] += _PAIRED
         if result["gigabits"] is None:
             compute = result["milliseconds"][1]
         else:
@@ -177,6 +209,7 @@ def _run(subject, args, folder, environment, box):
                 result["gigabits"],
                 args.workers,
                 args.servers,
+                per_machine,
             )
         yield result
 
@@ -192,7 +225,7 @@ def cluster(num_workers, num_servers, folder, box=None, **more):
     """Starts workers and parameter servers, which end with the `with` block.
 
     Args:
-        num_workers: Positive integer.
+        num_workers: Positive integer. A box with fewer machines for them has several on each.
         num_servers: Positive integer, of parameter servers.
         folder: Where their output goes.
         box: As `box_of` makes it; None: all listen on loopback.
@@ -207,10 +240,16 @@ def cluster(num_workers, num_servers, folder, box=None, **more):
             ports = _free_ports(num_workers + num_servers + 1)
             addresses = [f"localhost:{port}" for port in ports]
         else:
-            addresses = [f"{box.address(name)}:{_PORT}" for name in box.links.machines]
+            names = [name for name in box.links.machines if name.startswith("worker")]
+            others = [name for name in box.links.machines if name not in names]
+            machines = [names[i % len(names)] for i in range(num_workers)] + others
+            addresses = [
+                f"{box.address(name)}:{_PORT + machines[:i].count(name)}"
+                for i, name in enumerate(machines)
+            ]
         jobs = {"worker": addresses[:num_workers], "ps": addresses[num_workers:-1]}
         tasks = [(job, i) for job in jobs for i in range(len(jobs[job]))]
-        for job, index in tasks:
+        for number, (job, index) in enumerate(tasks):
             command = [sys.executable, "-m", "tf_slipstream.server", "--task", f"{job}:{index}"]
             command += ["--cluster", json.dumps(jobs)]
             log = stack.enter_context(open(pathlib.Path(folder) / f"{job}{index}.log", "w"))
@@ -218,7 +257,7 @@ def cluster(num_workers, num_servers, folder, box=None, **more):
             if box is None:
                 stack.callback(_end, subprocess.Popen(command, **options))
             else:
-                stack.callback(_end, box.popen(f"{job}{index}", command, **options))
+                stack.callback(_end, box.popen(machines[number], command, **options))
         for job, index in tasks:
             wait = functools.partial(_wait_until_up, jobs[job][index])
             wait() if box is None else box.call("chief", wait)
@@ -287,7 +326,7 @@ def line(result):
     predicted = result.get("predicted_milliseconds")
     model = "" if predicted is None else f", model: {predicted:.1f}"
     return (
-        f"{result['subject']:>26} {speed:>10} {result['bytes_per_step'] / 1024:8.0f} KiB a "
+        f"{result['subject']:>33} {speed:>10} {result['bytes_per_step'] / 1024:8.0f} KiB a "
         f"worker's step (model: {result['predicted_bytes_per_step'] / 1024:.0f}), {median:6.1f} ms "
         f"({low:.1f}-{high:.1f}{model}); {result['saved']}"
     )

@@ -12,6 +12,8 @@ namespace {
 // A full cache looks at so many entries for one that is awake before it gives up.
 constexpr int64_t kProbes = 8;
 constexpr int64_t kSweptRows = 1024;
+// Ids by which the memory that a search begins at is asked for before the search.
+constexpr int64_t kAhead = 8;
 
 uint64_t Hash(int64_t id) {
   // Fibonacci hashing: the product's high bits depend on all bits of the id.
@@ -68,14 +70,15 @@ BadRow RowCache::Find(const int64_t* ids, int64_t num_lookups, int64_t step, int
     ++lookups[places[at]];
   }
   const int64_t num = static_cast<int64_t>(found.size());
-  std::vector<int32_t> group(num);
+  std::vector<int32_t> group(num), slots(num, -1);
   std::vector<int32_t>& place = distinct->order;
   place.resize(num);
   // Groups: 0 is here; of shard s, 1 + 2 s must be pulled, and 2 + 2 s is known.
   std::vector<int64_t> next(2 * shards_.num() + 2, 0);
   for (int64_t i = 0; i < num; ++i) {
+    if (i + kAhead < num) slot_of_.Prefetch(found[i + kAhead]);
     const int shard = shards_.of(found[i]);
-    const int32_t slot = SlotOf(found[i]);
+    const int32_t slot = slots[i] = slot_of_.Find(found[i]);
     const bool is_here =
         slot >= 0 && step < entries_[slot].wake_step && step - entries_[slot].pulled_step < max_age;
     // With an age of 0 nothing that is here is made use of.
@@ -93,32 +96,35 @@ BadRow RowCache::Find(const int64_t* ids, int64_t num_lookups, int64_t step, int
   }
   for (size_t g = 1; g < next.size(); ++g) next[g] += next[g - 1];
   distinct->ids.resize(num);
+  distinct->slots.resize(num);
   distinct->num_lookups.resize(num);
   for (int64_t i = 0; i < num; ++i) {
     place[i] = static_cast<int32_t>(next[group[i]]++);
     distinct->ids[place[i]] = found[i];
+    distinct->slots[place[i]] = slots[i];
     distinct->num_lookups[place[i]] = lookups[i];
   }
   for (int64_t i = 0; i < num_lookups; ++i) inverse[i] = place[inverse[i]];
   return {};
 }
 
-void RowCache::CopyCached(const int64_t* ids, int64_t num, float* rows) const {
+void RowCache::CopyValues(const int32_t* slots, int64_t num, float* rows) const {
   for (int64_t i = 0; i < num; ++i) {
-    std::memcpy(rows + i * dim_, value(SlotOf(ids[i])), dim_ * sizeof(float));
+    std::memcpy(rows + i * dim_, value(slots[i]), dim_ * sizeof(float));
   }
 }
 
 void RowCache::Store(const int64_t* ids, const float* const* rows, const int32_t* sleeps,
                      int64_t num, int64_t step) {
   for (int64_t i = 0; i < num; ++i) {
+    if (i + kAhead < num) slot_of_.Prefetch(ids[i + kAhead]);
     if ((sleeps[i] & Sleep::kSameBit) != 0) {
       WorkerCounts& counts = counts_[shards_.of(ids[i])];
       --counts.num_pulled_rows;
       ++counts.num_cached_rows;
     }
     const Sleep sleep = Sleep::Unpacked(sleeps[i]);
-    int32_t slot = SlotOf(ids[i]);
+    int32_t slot = slot_of_.Find(ids[i]);
     if (slot < 0) {
       if (sleep.steps == 0 || (slot = NewSlot(ids[i], step)) < 0) continue;
     }
@@ -141,12 +147,13 @@ BadRow RowCache::Push(const int64_t* ids, const float* grads, const int32_t* num
   clip_value_ = clip_value;
   for (auto& rows : pushed_) rows.clear();
   for (int64_t i = 0; i < num; ++i) {
+    if (i + kAhead < num) slot_of_.Prefetch(ids[i + kAhead]);
     const float* grad = grads + i * dim_;
     const int shard = shards_.of(ids[i]);
     WorkerCounts& counts = counts_[shard];
     counts.num_lookups += num_lookups[i];
     ++counts.num_row_updates;
-    const int32_t slot = SlotOf(ids[i]);
+    const int32_t slot = slot_of_.Find(ids[i]);
     if (slot >= 0 && step < entries_[slot].wake_step && !flush) {
       Entry& entry = entries_[slot];
       if (entry.is_due) {
@@ -170,7 +177,7 @@ BadRow RowCache::Push(const int64_t* ids, const float* grads, const int32_t* num
     }
     pushed_[shard].push_back({ids[i], grad, num_lookups[i], slot, false});
     // Out of reach of a sweep and of the rest of a flush; freed by Finish().
-    if (slot >= 0) slot_of_.erase(ids[i]);
+    if (slot >= 0) slot_of_.Erase(ids[i]);
   }
   if (flush) {
     for (size_t slot = 0; slot < entries_.size(); ++slot) GiveOut(static_cast<int32_t>(slot));
@@ -226,12 +233,6 @@ WorkerCounts RowCache::TakeCounts(int shard) {
   return counts;
 }
 
-int32_t RowCache::SlotOf(int64_t id) const {
-  if (slot_of_.empty()) return -1;
-  const auto found = slot_of_.find(id);
-  return found == slot_of_.end() ? -1 : found->second;
-}
-
 int32_t RowCache::NewSlot(int64_t id, int64_t step) {
   int32_t slot = -1;
   if (!free_.empty()) {
@@ -256,12 +257,12 @@ int32_t RowCache::NewSlot(int64_t id, int64_t step) {
   entries_[slot] = {};
   entries_[slot].id = id;
   std::fill(held(slot), held(slot) + dim_, 0.0f);
-  slot_of_[id] = slot;
+  slot_of_.Set(id, slot);
   return slot;
 }
 
 void RowCache::Free(int32_t slot) {
-  slot_of_.erase(entries_[slot].id);
+  slot_of_.Erase(entries_[slot].id);
   entries_[slot] = {};
   free_.push_back(slot);
 }
@@ -269,10 +270,10 @@ void RowCache::Free(int32_t slot) {
 // Gives out what is held of a row that is still in the map, and frees it.
 void RowCache::GiveOut(int32_t slot) {
   const Entry& entry = entries_[slot];
-  if (entry.id < 0 || SlotOf(entry.id) != slot) return;
+  if (entry.id < 0 || slot_of_.Find(entry.id) != slot) return;
   if (entry.held_steps == 0) return Free(slot);
   pushed_[shards_.of(entry.id)].push_back({entry.id, nullptr, 0, slot, false});
-  slot_of_.erase(entry.id);
+  slot_of_.Erase(entry.id);
 }
 
 void RowCache::Sweep(int64_t step) {

@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <unordered_map>
 #include <vector>
 
 #include "buffer.h"
+#include "slot_map.h"
 
 namespace slipstream {
 
@@ -44,15 +44,27 @@ struct WorkerCounts {
 // What a worker sends in place of a row that it had, to ask whether it is still that. Two values
 // have the same by chance once in 2^64.
 inline int64_t RowHash(const float* row, int64_t dim) {
-  uint64_t hash = 0x9E3779B97F4A7C15ull;
-  for (int64_t d = 0; d < dim; ++d) {
+  // Multiplying by an odd number and folding are each reversible: no two rows that differ in one
+  // element alone have the same hash.
+  const auto mix = [](uint64_t hash, uint64_t bits) {
+    hash = (hash ^ bits) * 0xD6E8FEB86659FD93ull;
+    return hash ^ hash >> 32;
+  };
+  // Lanes do not wait for each other, as each product waits for the one before it.
+  constexpr int64_t kLanes = 4;
+  uint64_t lanes[kLanes] = {1, 2, 3, 4};
+  const auto take = [&](int64_t d, int64_t lane) {
     uint32_t bits;
     std::memcpy(&bits, row + d, sizeof(bits));
-    // Multiplying by an odd number and folding are each reversible: no two rows that differ in one
-    // element alone have the same hash.
-    hash = (hash ^ bits) * 0xD6E8FEB86659FD93ull;
-    hash ^= hash >> 32;
+    lanes[lane] = mix(lanes[lane], bits);
+  };
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) take(d + lane, lane);
   }
+  for (; d < dim; ++d) take(d, d % kLanes);
+  uint64_t hash = 0x9E3779B97F4A7C15ull;
+  for (const uint64_t lane : lanes) hash = mix(hash, lane);
   return static_cast<int64_t>(hash);
 }
 
@@ -89,6 +101,7 @@ class RowCache {
     std::vector<int64_t> ids;
     std::vector<int32_t> num_lookups;  // of each id
     std::vector<int32_t> order;        // places in `ids`, in order of first appearance
+    std::vector<int32_t> slots;        // of the values that are here, for CopyValues(); else -1
     int64_t num_cached = 0;
     std::vector<int64_t> num_pulled;  // per shard
     std::vector<int64_t> num_known;   // per shard: of those
@@ -101,9 +114,10 @@ class RowCache {
   // Where an id is not in the table, only the result is meaningful.
   BadRow Find(const int64_t* ids, int64_t num_lookups, int64_t step, int64_t max_age,
               int32_t* inverse, Distinct* distinct);
-  // The values of `num` ids, which Find() found here.
-  //   rows [num, dim], overwritten
-  void CopyCached(const int64_t* ids, int64_t num, float* rows) const;
+  // Values that are here.
+  //   slots [num], as Find() has them; nothing else was called since
+  //   rows  [num, dim], overwritten
+  void CopyValues(const int32_t* slots, int64_t num, float* rows) const;
 
   // Keeps rows of one shard that sleep, if there is room.
   //   ids    [num], of the whole table
@@ -134,7 +148,7 @@ class RowCache {
   WorkerCounts TakeCounts(int shard);
   // Batches of which gradients are held.
   int64_t num_held(int shard) const { return num_held_[shard]; }
-  int64_t num_entries() const { return static_cast<int64_t>(slot_of_.size()); }
+  int64_t num_entries() const { return slot_of_.size(); }
 
  private:
   struct Entry {
@@ -156,7 +170,6 @@ class RowCache {
   const float* value(int32_t slot) const { return floats_.data() + 2 * dim_ * slot; }
   float* held(int32_t slot) { return value(slot) + dim_; }
   const float* held(int32_t slot) const { return value(slot) + dim_; }
-  int32_t SlotOf(int64_t id) const;
   int32_t NewSlot(int64_t id, int64_t step);
   void Free(int32_t slot);
   void GiveOut(int32_t slot);
@@ -165,7 +178,7 @@ class RowCache {
   Shards shards_;
   int64_t dim_;
   int64_t capacity_;
-  std::unordered_map<int64_t, int32_t> slot_of_;
+  SlotMap slot_of_;
   std::vector<Entry> entries_;
   std::vector<float> floats_;  // [entries, 2 dim]: value, held
   std::vector<int32_t> free_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <unordered_map>
 
 #include "test_support.h"
 
@@ -60,7 +61,7 @@ void TestCapacity(int64_t capacity) {
     }
     CHECK(num_named == distinct.order.size());
     std::vector<float> cached(distinct.num_cached * kDim);
-    cache.CopyCached(distinct.ids.data(), distinct.num_cached, cached.data());
+    cache.CopyValues(distinct.slots.data(), distinct.num_cached, cached.data());
     // Before any is stored, by which another may have to go.
     std::vector<float> known;
     int64_t next = distinct.num_cached;
@@ -68,7 +69,7 @@ void TestCapacity(int64_t capacity) {
       const int64_t num = distinct.num_known[s], size = known.size();
       next += distinct.num_pulled[s];
       known.resize(size + num * kDim);
-      cache.CopyCached(distinct.ids.data() + next - num, num, known.data() + size);
+      cache.CopyValues(distinct.slots.data() + next - num, num, known.data() + size);
     }
     const float* next_known = known.data();
     next = distinct.num_cached;
@@ -132,10 +133,35 @@ void TestRowHash() {
   }
 }
 
+void TestSlotMap() {
+  SlotMap slots;
+  std::unordered_map<int64_t, int32_t> expected;
+  std::mt19937 random(0);
+  for (int i = 0; i < 20000; ++i) {
+    // Few ids, so that runs of places form, and multiples that share their low bits.
+    const int64_t id = static_cast<int64_t>(random() % 300) << (random() % 2 ? 0 : 32);
+    if (random() % 3 == 0) {
+      slots.Erase(id);
+      expected.erase(id);
+    } else {
+      slots.Set(id, i);
+      expected[id] = i;
+    }
+    CHECK(slots.size() == static_cast<int64_t>(expected.size()));
+    if (i % 100 != 0) continue;
+    for (int64_t n = 0; n < 600; ++n) {
+      const int64_t one = (n % 300) << (n < 300 ? 0 : 32);
+      const auto found = expected.find(one);
+      CHECK(slots.Find(one) == (found == expected.end() ? -1 : found->second));
+    }
+  }
+}
+
 }  // namespace
 
 void TestRowCache() {
   TestRowHash();
+  TestSlotMap();
   for (const int64_t capacity : {0, 1, 10, 60, 1000}) TestCapacity(capacity);
 }
 

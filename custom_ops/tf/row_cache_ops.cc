@@ -225,7 +225,7 @@ class RowCacheFindOp : public RowCacheOp {
                    context->allocate_output(3, TensorShape({distinct.num_cached, dim_}), &cached));
     std::memcpy(ids->flat<int64_t>().data(), distinct.ids.data(), num * sizeof(int64_t));
     std::memcpy(counts->flat<int32_t>().data(), distinct.num_lookups.data(), num * sizeof(int32_t));
-    cache->CopyCached(distinct.ids.data(), distinct.num_cached, cached->flat<float>().data());
+    cache->CopyValues(distinct.slots.data(), distinct.num_cached, cached->flat<float>().data());
     Tensor* order;
     OP_REQUIRES_OK(context,
                    context->allocate_output(5 + 2 * shards_.num(), TensorShape({num}), &order));
@@ -245,7 +245,9 @@ class RowCacheFindOp : public RowCacheOp {
         pull->flat<int32_t>()(i) = static_cast<int32_t>(*next++ - shards_.starts[s]);
       }
       OP_REQUIRES_OK(context, hashes.allocate(s, TensorShape({distinct.num_known[s]}), &hash));
-      cache->CopyCached(next - distinct.num_known[s], distinct.num_known[s], value);
+      cache->CopyValues(
+          distinct.slots.data() + (next - distinct.ids.data()) - distinct.num_known[s],
+          distinct.num_known[s], value);
       for (int64_t i = 0; i < distinct.num_known[s]; ++i, value += dim_) {
         hash->flat<int64_t>()(i) = RowHash(value, dim_);
       }

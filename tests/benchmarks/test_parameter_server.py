@@ -30,6 +30,30 @@ def test_it_counts_the_bytes_of_stock_and_ours(tmp_path):
         assert f" {subject} " in printed
 
 
+def test_two_workers_may_share_a_machine(tmp_path):
+    options = {"rows": 3000, "dim": 8, "batch": 64, "fields": 4, "warmup": 8, "steps": 8}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    arguments += ["--per-machine", 2, "--gigabits", "--subjects", "slipstream"]
+    printed = programs.run("distribution/parameter_server.py", tmp_path, *arguments)
+    assert " slipstream_paired " in printed
+
+
+def test_stock_is_compared_with_one_and_two_workers_on_a_machine():
+    from distribution import parameter_server
+
+    names = [f"{name}{end}" for name in ("tf_keras", "slipstream") for end in ("", "_paired")]
+    results = {
+        (name, None): {"bytes_per_step": 60, "milliseconds": [0, 60 / num, 0]}
+        for num, name in enumerate(names, 1)
+    }
+    assert parameter_server.ratios(results) == {
+        "ps_bytes_ratio": 1,
+        "ps_step_ratio": 3,
+        "ps_step_ratio_paired": 4,
+        "ps_step_ratio_paired_both": 2,
+    }
+
+
 def test_a_step_takes_as_long_as_processors_and_links_do():
     from distribution.parameter_server import predicted_milliseconds as predicted
 
@@ -39,6 +63,9 @@ def test_a_step_takes_as_long_as_processors_and_links_do():
     # One worker computes and waits in turn; more compute while others wait.
     assert predicted(118_750 * 30, 20, 1, 1, 1) == pytest.approx(50)
     assert 20 < predicted(118_750 * 30, 20, 1, 2, 2) < 25 + 10
+    # Two on a machine: one's rows come in while the other's gradients go out.
+    assert predicted(118_750 * 30, 0, 1, 1, 1, per_machine=2) == pytest.approx(22.5)
+    assert predicted(118_750 * 30, 0, 1, 2, 2, per_machine=2) < 15
     # Two servers' links for four workers'.
     assert predicted(118_750 * 30, 0, 1, 4, 2) == pytest.approx(15)
     assert predicted(118_750 * 30, 20, 1, 2, 2) < predicted(118_750 * 31, 20, 1, 2, 2)

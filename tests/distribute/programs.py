@@ -167,19 +167,23 @@ def steady(settings):
         optimizer.build(layer.trainable_variables)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     step = gradient_step(strategy, layer, optimizer)
-    rng = np.random.default_rng(0)
-    counts, num_steps = np.zeros(NUM_ROWS, np.int64), 0
+    ids = np.random.default_rng(0).zipf(1.2, 200) % NUM_ROWS
+    # Each worker has the batch: what a step is sent, its worker is told to forget afterwards, and
+    # until it answers to that TensorFlow lets no other worker begin a step.
+    batches = tf.data.Dataset.from_tensors(tf.constant(ids, tf.int64)).repeat()
+    iterator = iter(coordinator.create_per_worker_dataset(batches))
+    step_of_worker = tf.function(lambda iterator: step(next(iterator)))
+    num_steps = 0
     while not os.path.exists(settings["until"]):
         while num_steps < int(optimizer.iterations.numpy()) + 20:
-            ids = rng.zipf(1.2, 200) % NUM_ROWS
-            np.add.at(counts, ids, 1)
-            coordinator.schedule(step, args=(tf.constant(ids, tf.int64),))
+            coordinator.schedule(step_of_worker, args=(iterator,))
             num_steps += 1
         pulled, cached = worker_counts(optimizer)[:, :2].T
         print(f"done {json.dumps((pulled + cached).tolist())}", flush=True)
         time.sleep(0.05)
     coordinator.join()
     optimizer.wake_all()
+    counts = num_steps * np.bincount(ids, minlength=NUM_ROWS)
     return {
         "steps": num_steps,
         "iterations": int(optimizer.iterations.numpy()),
