@@ -175,9 +175,11 @@ def steady(settings):
     step_of_worker = tf.function(lambda iterator: step(next(iterator)))
     num_steps = 0
     while not os.path.exists(settings["until"]):
-        while num_steps < int(optimizer.iterations.numpy()) + 20:
+        # Read once: workers may do steps as fast as this loop gives them, and it would never end.
+        num_wanted = int(optimizer.iterations.numpy()) + 20
+        for _ in range(num_wanted - num_steps):
             coordinator.schedule(step_of_worker, args=(iterator,))
-            num_steps += 1
+        num_steps = max(num_steps, num_wanted)
         pulled, cached = worker_counts(optimizer)[:, :2].T
         print(f"done {json.dumps((pulled + cached).tolist())}", flush=True)
         time.sleep(0.05)
