@@ -109,14 +109,13 @@ def train_at_best_rates(args, compared):
             held_out = for_tuning(data_set)
             runs.work_through(planned, lambda _, found=held_out: found, args.output)
             found = results.load(args.output)
-
-            def loss_of(configuration, rate, tried=tried, found=found):
-                result = found[results.key_of(tried[configuration, rate])]["result"]
-                return result.get("log_loss", math.inf)
-
+            losses = {
+                key: found[results.key_of(settings)]["result"].get("log_loss", math.inf)
+                for key, settings in tried.items()
+            }
             planned = []
             for configuration in compared:
-                best = min(args.best_of, key=lambda rate: loss_of(configuration, rate))
+                _, best = min((losses[configuration, rate], rate) for rate in args.best_of)
                 for seed in args.seeds:
                     settings = settings_of(args, data, optimizer, best, seed, configuration)
                     planned.append((configuration, settings | {"best_of": args.best_of}))

@@ -19,6 +19,7 @@ from tf_slipstream import (
 from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.delta.apply import apply_delta
 from tf_slipstream.state import schema
+from tf_slipstream.state.vocabulary import NAMES
 
 CAPACITY, DIM, RATE = 20, 3, 0.5
 
@@ -368,6 +369,18 @@ def test_a_vocabulary_and_its_table_grow(dtype):
 
 def before_evicted(stats):
     return stats.num_admitted - stats.num_ids - stats.num_forgotten
+
+
+def test_a_file_whose_rows_have_no_half_of_a_hash_is_refused():
+    vocabulary = DynamicVocabulary(8)
+    vocabulary.set_ids([5, 7])
+    store = {}
+    vocabulary.save_own_variables(store)
+    place = str(NAMES.index("last_seen"))
+    store[place] = np.array(store[place]).astype(np.int32)
+    with pytest.raises(ValueError, match="form of an older release.*save_ids"):
+        vocabulary.load_own_variables(store)
+    np.testing.assert_array_equal(vocabulary.ids()[0], [5, 7])
 
 
 def test_weights_of_a_smaller_vocabulary_and_table_load_into_larger_ones(tmp_path):
