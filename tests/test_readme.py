@@ -35,7 +35,7 @@ def test_the_programs_run_and_the_first_exports(tmp_path):
     printed, _, _ = done.stdout.partition("the first program ends here")
     assert form_of(printed) == form_of(shown)
     losses, expected = losses_of(printed), losses_of(shown)
-    assert losses == pytest.approx(expected, abs=0.05)
+    assert losses == pytest.approx(expected, abs=0.01)  # sums are ordered otherwise elsewhere
     assert (tmp_path / "served" / "saved_model.pb").exists()
 
 
