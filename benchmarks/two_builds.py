@@ -4,8 +4,9 @@
     python benchmarks/two_builds.py --before ../before/.venv/bin/python --rule Adam
 
 Each build trains the same table with the same ids (Zipf 1.1) and gradients in a process of its own.
-They take turns, so that a busy machine slows both alike. Prints the median of each build's turns,
-and the median of the ratios of turns that follow each other, with the 10th and 90th percentile.
+With `--bag`, of that many ids, the lookup of bags and its gradient are part of the step. They take
+turns, so that a busy machine slows both alike. Prints the median of each build's turns, and the
+median of the ratios of turns that follow each other, with the 10th and 90th percentile.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def arguments():
     add("--tables", nargs="+", default=["1000000x32", "4000000x16"], metavar="ROWSxDIM")
     add("--rule", default="Adam", help="a Keras optimizer with a sparse rule")
     add("--lookups", type=int, default=53_248)
+    add("--bag", type=int, default=0, help="lookups summed to one vector; 0: the update alone")
     add("--threads", type=int, default=2)
     add("--turns", type=int, default=150)
     add("--serve", metavar="ROWSxDIM", help=argparse.SUPPRESS)
@@ -56,6 +58,7 @@ def arguments():
 def turns(args, table):
     """Returns the milliseconds of a step in each turn of both builds."""
     options = ["--rule", args.rule, "--lookups", args.lookups, "--threads", args.threads]
+    options += ["--bag", args.bag]
     command = [os.path.abspath(__file__), "--serve", table, *map(str, options)]
     # Not in the checkout, whose package would be found before the one that is installed.
     with tempfile.TemporaryDirectory() as folder:
@@ -105,8 +108,10 @@ def serve(args):
         tf.constant(rows[np.searchsorted(shares, random.random(args.lookups) * shares[-1])])
         for _ in range(NUM_BATCHES)
     ]
-    grads = tf.constant(random.normal(scale=1e-3, size=(args.lookups, dim)), tf.float32)
-    layer = slipstream.SlipstreamEmbedding(num_rows, dim, name="table")
+    num_grads = args.lookups // max(args.bag, 1)
+    grads = tf.constant(random.normal(scale=1e-3, size=(num_grads, dim)), tf.float32)
+    combiner = "sum" if args.bag else None
+    layer = slipstream.SlipstreamEmbedding(num_rows, dim, combiner=combiner, name="table")
     layer.build(None)
     optimizer = slipstream.SlipstreamOptimizer(getattr(keras.optimizers, args.rule)(1e-3))
     optimizer.build([layer.embeddings])
@@ -114,7 +119,12 @@ def serve(args):
 
     @tf.function
     def train(ids):
-        optimizer.apply_gradients([(tf.IndexedSlices(grads, ids, shape), layer.embeddings)])
+        gradient = tf.IndexedSlices(grads, ids, shape)
+        if args.bag:
+            with tf.GradientTape() as tape:
+                sums = layer(tf.reshape(ids[: num_grads * args.bag], [-1, args.bag]))
+            gradient = tape.gradient(sums, layer.embeddings, grads)
+        optimizer.apply_gradients([(gradient, layer.embeddings)])
 
     def step(number):
         begin = time.perf_counter()

@@ -164,15 +164,15 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         for place, ids in zip(places, fields.values(), strict=True):
             self._reset_field(place, ids)
         ids = self._ids_of_fields(fields, self._by_field(weights, fields))
-        dense = [one.dense for one in ids]
+        dense = [one.of_lookups(one.dense) for one in ids]
         rows = self._lookup(self.layout.rows_of_fields(self._user, places, dense))
         if self._combiner is None:
             rows = tf.cast(rows, self.compute_dtype)  # once for all fields; bags are summed first
         parts = tf.split(rows, [tf.size(one) for one in dense]) if len(ids) > 1 else [rows]
         outputs = []
-        for one, part in zip(ids, parts, strict=True):
-            shape = tf.concat([tf.shape(one.dense), [self.output_dim]], axis=0)
-            part = tf.ensure_shape(tf.reshape(part, shape), [*one.dense.shape, self.output_dim])
+        for one, looked_up, part in zip(ids, dense, parts, strict=True):
+            shape = tf.concat([tf.shape(looked_up), [self.output_dim]], axis=0)
+            part = tf.ensure_shape(tf.reshape(part, shape), [*looked_up.shape, self.output_dim])
             outputs.append(tf.cast(one.outputs(part), self.compute_dtype))
         return _like(inputs, fields, outputs)
 
@@ -230,7 +230,8 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
                 weights = None if weights is None else tf.convert_to_tensor(weights)[..., None]
         ids = Ids(self._user, ids, weights, combiner, self.mask_zero)
         axis = ids.dense.shape.rank - (1 if combiner is None else 2)
-        return ids.outputs(self._lookup(self.layout.rows_of_array(self._user, ids.dense, axis)))
+        rows = self.layout.rows_of_array(self._user, ids.dense, axis)
+        return ids.outputs(self._lookup(ids.of_lookups(rows)))
 
     def _check_array(self, shape, kind_of_ids=tf.Tensor):
         """Checks the static shape of ids of all fields, as far as it is known."""

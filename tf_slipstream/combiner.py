@@ -18,7 +18,10 @@ def combine_bags(rows, weights, combiner):
         `[..., dim]`; zeros for a bag without weight.
     """
     if weights is None:
-        combined, weights = tf.reduce_sum(rows, axis=-2), tf.ones(tf.shape(rows)[:-1], rows.dtype)
+        # By way of a bag of one row: so its gradient is seen to be rows that are copied
+        # (ops/bags.py).
+        combined = tf.squeeze(tf.reduce_sum(rows, axis=-2, keepdims=True), axis=-2)
+        weights = tf.ones(tf.shape(rows)[:-1], rows.dtype)
     else:
         combined = tf.reduce_sum(rows * weights[..., tf.newaxis], axis=-2)
     return _normalised(combined, weights, combiner, lambda x: tf.reduce_sum(x, axis=-1))

@@ -130,7 +130,8 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
         self._register_tables()
         self._reset_taken_back(inputs, self.embeddings_initializer)
         ids = Ids(self._user, inputs, weights, self._combiner, self.mask_zero)
-        return tf.cast(ids.outputs(self._lookup(ids.dense)), self.compute_dtype)
+        rows = self._lookup(ids.of_lookups(ids.dense))
+        return tf.cast(ids.outputs(rows), self.compute_dtype)
 
     def compute_mask(self, inputs, mask=None):
         if self._combiner is not None or not self.mask_zero:

@@ -16,7 +16,7 @@ class Ids:
         mask_zero: Whether id 0 is left out of its bag.
 
     Attributes:
-        dense: int32 or int64, the ids that are to be looked up.
+        dense: int32 or int64, all ids. `of_lookups` says which are to be looked up.
 
     Raises:
         ValueError: For ids of one axis with a combiner; for weights without a combiner, or unlike
@@ -27,8 +27,11 @@ class Ids:
         self._ids = as_ids(inputs)
         check_rank(user, self._ids.shape, combiner)
         self._weights = None if weights is None else _checked(user, weights, self._ids, combiner)
-        self._combiner, self._mask_zero = combiner, mask_zero
+        self._combiner = combiner
         self.dense = self._dense_ids()
+        self._places = None  # of ids that are no padding, among all
+        if mask_zero and combiner is not None:
+            self._places = tf.where(tf.not_equal(tf.reshape(self.dense, [-1]), 0))[:, 0]
 
     def _dense_ids(self):
         if isinstance(self._ids, tf.RaggedTensor):
@@ -37,53 +40,90 @@ class Ids:
             return self._ids.values if self._combiner else tf.sparse.to_dense(self._ids)
         return self._ids
 
+    def of_lookups(self, values):
+        """Returns what belongs to the ids that are to be looked up: not to the padding of bags.
+
+        Args:
+            values: Tensor of the shape of `dense`.
+        """
+        return values if self._places is None else self._picked(values)
+
+    def _picked(self, values):
+        return tf.gather(tf.reshape(values, [-1]), self._places)
+
     def outputs(self, rows):
-        """Returns what the rows `[..., dim]` of `dense` make: as the ids, or combined."""
+        """Returns what rows make: as the ids, or combined.
+
+        Args:
+            rows: `[..., dim]` of `of_lookups(dense)`.
+        """
         ids = self._ids
         if self._combiner is None:
             return ids.with_flat_values(rows) if isinstance(ids, tf.RaggedTensor) else rows
-        weights = self._effective_weights(rows.dtype)
-        if isinstance(ids, tf.RaggedTensor):
-            return self._combine_ragged(ids, rows, weights)
+        weights = self._weights_of_lookups(rows.dtype)
+        if self._places is None and self._are_alike:
+            return self._in_place(combine_bags(rows, weights, self._combiner))
+        bag_of, num_bags = self._bags()
+        if self._places is not None:
+            bag_of = tf.gather(bag_of, self._places)
+        # Those of a sparse tensor may be in any order.
+        in_order = kind(ids) is not tf.SparseTensor
+        combined = combine_segments(rows, weights, bag_of, num_bags, self._combiner, in_order)
+        return self._in_place(combined)
+
+    @property
+    def _are_alike(self):
+        """Whether all bags have the size of the last axis of `dense`."""
+        return kind(self._ids) is not tf.SparseTensor and (
+            kind(self._ids) is tf.Tensor or self.dense.shape.rank > 1
+        )
+
+    def _bags(self):
+        """Returns the bag of each of all ids, int `[num_ids]`, and how many bags there are."""
+        if isinstance(self._ids, tf.SparseTensor):
+            shape = self._ids.dense_shape
+            two_axes = tf.sparse.reshape(self._ids, [tf.reduce_prod(shape[:-1]), shape[-1]])
+            return two_axes.indices[:, 0], two_axes.dense_shape[0]
+        if self._are_alike:
+            shape = tf.shape(self.dense, tf.int64)
+            num_bags = tf.reduce_prod(shape[:-1])
+            return tf.repeat(tf.range(num_bags), shape[-1]), num_bags
+        innermost = self._ids
+        while isinstance(innermost.values, tf.RaggedTensor):
+            innermost = innermost.values
+        return innermost.value_rowids(), innermost.nrows()
+
+    def _in_place(self, combined):
+        """Returns vectors of bags `[..., dim]` in the places of their bags."""
+        ids, dim = self._ids, combined.shape[-1:]
         if isinstance(ids, tf.SparseTensor):
-            return self._combine_sparse(rows, weights)
-        return combine_bags(rows, weights, self._combiner)
+            return tf.reshape(combined, tf.concat([ids.dense_shape[:-1], dim], axis=0))
+        if self._are_alike:
+            bags = self.dense.shape[:-1]
+            shape = tf.concat([tf.shape(self.dense)[:-1], dim], axis=0)
+            combined = tf.ensure_shape(tf.reshape(combined, shape), [*bags, *dim])
+        return _without_innermost(ids, combined) if isinstance(ids, tf.RaggedTensor) else combined
 
-    def _combine_ragged(self, ids, rows, weights):
-        if ids.values.shape.rank > 1:
-            if isinstance(ids.values, tf.RaggedTensor):
-                return ids.with_values(self._combine_ragged(ids.values, rows, weights))
-            return ids.with_values(combine_bags(rows, weights, self._combiner))
-        return combine_segments(
-            rows, weights, ids.value_rowids(), ids.nrows(), self._combiner, in_order=True
-        )
-
-    def _combine_sparse(self, rows, weights):
-        bags_shape = self._ids.dense_shape[:-1]
-        shape = [tf.reduce_prod(bags_shape), self._ids.dense_shape[-1]]
-        two_axes = tf.sparse.reshape(self._ids, shape)
-        combined = combine_segments(
-            rows, weights, two_axes.indices[:, 0], two_axes.dense_shape[0], self._combiner
-        )
-        return tf.reshape(combined, tf.concat([bags_shape, [rows.shape[-1]]], axis=0))
-
-    def _effective_weights(self, dtype):
-        """Returns the weights of `dense`, 0 for padding; None where all are 1."""
+    def _weights_of_lookups(self, dtype):
+        """Returns the weights of what is looked up; None where all are 1."""
         weights = self._weights
         if isinstance(weights, tf.RaggedTensor):
             weights = weights.flat_values
         elif isinstance(weights, tf.SparseTensor):
             weights = weights.values
-        weights = None if weights is None else tf.cast(weights, dtype)
-        if not self._mask_zero:
-            return weights
-        is_id = tf.cast(tf.not_equal(self.dense, 0), dtype)
-        return is_id if weights is None else weights * is_id
+        return None if weights is None else self.of_lookups(tf.cast(weights, dtype))
 
     def mask(self):
         """Returns where ids are not 0, boolean: ragged as they are, else dense."""
         ids = tf.sparse.to_dense(self._ids) if kind(self._ids) is tf.SparseTensor else self._ids
         return tf.not_equal(ids, 0)
+
+
+def _without_innermost(ids, combined):
+    """Returns ragged ids with vectors in the places of their bags."""
+    if isinstance(ids.values, tf.RaggedTensor):
+        return ids.with_values(_without_innermost(ids.values, combined))
+    return ids.with_values(combined) if ids.values.shape.rank > 1 else combined
 
 
 def as_ids(inputs):

@@ -79,7 +79,7 @@ class TableLayer:
             self.policy,
             shards=tuple(map(weakref.ref, self._shard_variables)),
             row_ends=self._row_ends(),
-            padding=self._padding() if self.mask_zero else (),
+            padding=self._padding() if self.mask_zero and self._combiner is None else (),
         )
         for table in tables:
             registry.add_table(table, self._spec)

@@ -86,7 +86,7 @@ struct GroupScratch {
   Buffer<int32_t> slots;       // hash slot -> row of the bucket, or -1
   Buffer<int32_t> lookup_row;  // lookup of the bucket -> its row
   Buffer<int32_t> starts;      // row -> its first place in positions
-  Buffer<int32_t> positions;   // places in the batch, row by row
+  Buffer<int32_t> positions;   // places among the gradients, row by row
 };
 
 }  // namespace
@@ -154,6 +154,10 @@ BadLookup LiveRows::CheckAndCount(const Lookups<Index>& table, const Part& chunk
       return {BadLookup::kId, chunk.table, i, id};
     }
     ++counts[BucketOf(id, plan.bucket_bits)];
+  }
+  for (int64_t i = chunk.begin; table.bags != nullptr && i < chunk.end; ++i) {
+    const int64_t bag = table.bags[i];
+    if (bag < 0 || bag >= table.num_grads) return {BadLookup::kBag, chunk.table, i, bag};
   }
   return {};
 }
@@ -223,7 +227,13 @@ LiveRows::BucketResult LiveRows::Group(const Lookups<Index>& table, const Part& 
   // starts[r + 1] runs from row r's first place to its end while the positions are filled in.
   starts[0] = starts[1] = 0;
   for (int32_t r = 0; r < num_rows; ++r) starts[r + 2] += starts[r + 1];
-  for (int64_t i = 0; i < num; ++i) positions[starts[lookup_row[i] + 1]++] = lookups[i];
+  if (table.bags == nullptr) {
+    for (int64_t i = 0; i < num; ++i) positions[starts[lookup_row[i] + 1]++] = lookups[i];
+  } else {
+    for (int64_t i = 0; i < num; ++i) {
+      positions[starts[lookup_row[i] + 1]++] = table.bags[lookups[i]];
+    }
+  }
 
   BucketResult result;
   result.counts.num_lookups = num;
@@ -289,7 +299,7 @@ BadLookup LiveRows::SumLive(const Lookups<Index>& table, const Part& bucket, con
       PrefetchRow(table.grads + positions[starts[r + kPrefetchRows]] * dim, dim);
     }
     if (num_positions == 1) {
-      row.grad = table.grads + row.first_lookup * dim;
+      row.grad = table.grads + positions[starts[r]] * dim;
     } else {
       SumRows(table.grads, positions + starts[r], num_positions, dim, sum);
       row.grad = sum;

@@ -12,7 +12,9 @@ namespace slipstream {
 
 // What one step looked up in one table, and the gradients that came back. All unchanged.
 //   ids        [num_lookups]; may repeat, in any order
-//   grads      [num_lookups, dim] row-major
+//   grads      [num_grads, dim] row-major
+//   bags       [num_lookups]: which row of grads is each lookup's; null: its own, num_grads being
+//              num_lookups
 //   states     which rows are asleep
 //   fields     [num_fields, kCountersPerField]: what the table's counters have of fields, of which
 //              only the first column is read; none where lookups are not counted by field
@@ -26,12 +28,13 @@ struct Lookups {
   int64_t dim;
   const int64_t* fields = nullptr;
   int64_t num_fields = 0;
+  const int32_t* bags = nullptr;
+  int64_t num_grads = 0;
 };
 
 // A row to update.
 //   grad         [dim]: the sum of its gradient rows in batch order. Where it was looked up once,
-//   this
-//                is the caller's own memory, so that the common case copies nothing.
+//                this is the caller's own memory, so that the common case copies nothing.
 //   first_lookup where in the batch its id came first
 //   state        its row state, see Staleness; 0 where there is no policy
 struct LiveRow {
@@ -53,11 +56,11 @@ struct RowCounts {
 
 // The first thing found that keeps a step from being applied.
 struct BadLookup {
-  enum Kind { kNone, kId, kGradient, kState, kEntry };
+  enum Kind { kNone, kId, kBag, kGradient, kState, kEntry };
   Kind kind = kNone;
   int64_t table = 0;
   int64_t lookup = 0;  // position in the batch
-  int64_t id = 0;      // kEntry: of the pool
+  int64_t id = 0;      // kEntry: of the pool; kBag: the bag
 };
 
 // Finds the rows that a step updates or defers: drops repeats, leaves out rows that are skipped,
@@ -70,8 +73,9 @@ struct BadLookup {
 // Holds its memory between steps; not safe for two steps at once.
 class LiveRows {
  public:
-  // Every table's ids must be below 2^31 lookups. Stops at the first id outside [0, num_rows) or,
-  // if there is none, at the first row whose summed gradient is NaN or infinite, in batch order.
+  // Every table's ids must be below 2^31 lookups. Stops at the first id outside [0, num_rows) or
+  // bag outside [0, num_grads) or, if there is none, at the first row whose summed gradient is NaN
+  // or infinite, in batch order.
   template <typename Index>
   BadLookup Find(const std::vector<Lookups<Index>>& tables, int64_t step,
                  const ParallelFor& parallel_for);

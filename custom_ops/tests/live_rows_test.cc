@@ -339,6 +339,45 @@ void TestRandomBatches() {
   }
 }
 
+// Lookups that share a gradient row do what those do that have a copy of it each.
+template <typename Index>
+void TestBags() {
+  std::mt19937_64 random(7);
+  LiveRows live_rows;
+  for (const BatchShape& shape : kShapes) {
+    current_case = "bags of " + std::to_string(shape.num_lookups) + " lookups";
+    Batch<Index> copied = RandomBatch<Index>(shape, &random);
+    const int64_t num_grads = shape.num_lookups / 3 + 1, dim = shape.dim;
+    const std::vector<float> grads = RandomFloats(&random, num_grads * dim);
+    std::vector<int32_t> bags(shape.num_lookups);
+    for (int64_t i = 0; i < shape.num_lookups; ++i) {
+      bags[i] = static_cast<int32_t>(RandomBelow(&random, num_grads));
+      std::copy_n(grads.begin() + bags[i] * dim, dim, copied.grads.begin() + i * dim);
+    }
+    const std::vector<Batch<Index>> batches = {copied};
+    std::vector<Lookups<Index>> lookups = AllLookups(batches);
+    CHECK_EQ(live_rows.Find(lookups, kStep, AllParallelFors()[0]).kind, BadLookup::kNone);
+    const Seen expected = SeenIn(live_rows, batches);
+    lookups[0].grads = grads.data();
+    lookups[0].bags = bags.data();
+    lookups[0].num_grads = num_grads;
+    for (const ParallelFor& parallel_for : AllParallelFors()) {
+      CHECK_EQ(live_rows.Find(lookups, kStep, parallel_for).kind, BadLookup::kNone);
+      const Seen seen = SeenIn(live_rows, batches);
+      CHECK_SAME_BITS(seen.rows, expected.rows);
+      CHECK_SAME_BITS(seen.grads, expected.grads);
+    }
+    for (const int64_t bad_bag : {int64_t{-1}, num_grads}) {
+      if (bags.empty()) continue;
+      bags.back() = static_cast<int32_t>(bad_bag);
+      const BadLookup bad = live_rows.Find(lookups, kStep, AllParallelFors()[0]);
+      CHECK_EQ(bad.kind, BadLookup::kBag);
+      CHECK_EQ(bad.id, bad_bag);
+      CHECK_EQ(bad.lookup, shape.num_lookups - 1);
+    }
+  }
+}
+
 template <typename Index>
 std::vector<Batch<Index>> SeveralTables(std::mt19937_64* random) {
   std::vector<Batch<Index>> batches;
@@ -493,6 +532,8 @@ void TestLiveRows() {
   TestRandomBatches<int64_t>();
   TestSeveralTables<int32_t>();
   TestSeveralTables<int64_t>();
+  TestBags<int32_t>();
+  TestBags<int64_t>();
   TestSumsSideBySide();
   TestIdsOfAlikeHashes();
   TestBadIds<int32_t>();

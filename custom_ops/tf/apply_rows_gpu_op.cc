@@ -46,6 +46,9 @@ class ApplyRowsGpuOp : public OpKernel {
                              " tables or for none, got ", num_lookups.size(), ", one of ",
                              counted.shape().DebugString());
     }
+    tensorflow::OpInputList bags;
+    TF_RETURN_IF_ERROR(context->input_list("bags", &bags));
+    if (bags.size() > 0) return InvalidArgument("bags are not supported on a GPU");
     std::vector<Lookups<Index>> lookups;
     const std::vector<RowStates> no_states(args_.num_tables());
     TF_RETURN_IF_ERROR(

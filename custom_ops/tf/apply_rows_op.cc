@@ -15,7 +15,9 @@ REGISTER_OP("Slipstream>ApplyRows")
     .Input("grads: N * float")
     .Input("grad_scales: N * float")
     .Input("num_lookups: num_counted * int64")
+    .Input("bags: num_bagged * int32")
     .SLIPSTREAM_TABLE_ATTRS.Attr("num_counted: int >= 0")
+    .Attr("num_bagged: int >= 0")
     .Attr("Tindices: {int32, int64}")
     .Attr("clip_value: float = 0")
     .SetIsStateful()
@@ -29,10 +31,12 @@ stale rows, keep their values and slots to the bit.
 )doc",
                       kTableDoc, R"doc(
 indices: [num_lookups] ids in [0, num_rows).
-grads: [num_lookups, dim].
+grads: [num_lookups, dim]; with bags [num_bags, dim].
 grad_scales: Scalars; each multiplies its table's summed gradients.
 num_lookups: int64 [3 * (1 + num_fields)] per table: how many lookups to count of it, then of each field
   that its counters have, in all, skipped and deferred. None: those that there are.
+bags: [num_lookups] per table, the gradient row of each lookup; empty: its own. None: all their own. Not on
+  a GPU.
 clip_value: Bound on each element of a summed gradient, 0 for none.
 )doc"));
 
@@ -52,6 +56,11 @@ class ApplyRowsOp : public OpKernel {
     OP_REQUIRES(context, num_lookups.size() == 0 || num_lookups.size() == args_.num_tables(),
                 InvalidArgument("num_lookups must be there for each of ", args_.num_tables(),
                                 " tables or for none, got ", num_lookups.size()));
+    tensorflow::OpInputList bags;
+    OP_REQUIRES_OK(context, context->input_list("bags", &bags));
+    OP_REQUIRES(context, bags.size() == 0 || bags.size() == args_.num_tables(),
+                InvalidArgument("bags must be there for each of ", args_.num_tables(),
+                                " tables or for none, got ", bags.size()));
     TableVariables variables;
     OP_REQUIRES_OK(context, args_.AddVariables(context, &variables));
     OP_REQUIRES_OK(context, variables.LockForWriting(context));
@@ -70,7 +79,7 @@ class ApplyRowsOp : public OpKernel {
       }
       return absl::OkStatus();
     };
-    OP_REQUIRES_OK(context, ApplyStep<Index>(context, args_, settings, &list, &pool_, count));
+    OP_REQUIRES_OK(context, ApplyStep<Index>(context, args_, settings, &list, &pool_, count, bags));
   }
 
  private:

@@ -29,10 +29,11 @@ inline void AddCounts(const RowCounts& counts, int64_t* counters) {
 //   grads    the inputs "indices" and "grads" are those of this step
 //   found    called when the rows are found, before any is changed: may count other lookups, or
 //            refuse the step
+//   bags     as ReadLookups()
 template <typename Index, typename Found>
 absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& args,
                        const std::vector<StepSettings>& settings, TableList* list,
-                       LiveRowsPool* pool, Found found) {
+                       LiveRowsPool* pool, Found found, const tensorflow::OpInputList& bags = {}) {
   const std::vector<int64_t>& with_policy = args.pools().tables();
   std::vector<RowStates> states(list->tables.size());
   std::vector<bool> is_refresh(list->tables.size(), false);
@@ -53,7 +54,7 @@ absl::Status ApplyStep(tensorflow::OpKernelContext* context, const TableArgs& ar
                    static_cast<int64_t>(one.state->woken_at), list->tables[t].batches};
     }
     TF_RETURN_IF_ERROR(
-        ReadLookups(context, args.names(), list->num_rows, list->dims, states, &lookups));
+        ReadLookups(context, args.names(), list->num_rows, list->dims, states, &lookups, bags));
     for (size_t t = 0; t < lookups.size(); ++t) {
       lookups[t].fields = list->counters[t] + kNumCounters;
       lookups[t].num_fields = list->num_fields[t];

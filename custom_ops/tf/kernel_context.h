@@ -36,13 +36,14 @@ class LiveRowsPool {
 };
 
 // Reads the inputs "indices" and "grads" of an op: one pair per table. `num_rows`, `dims` and
-// `states` are the tables'. Checks ranks and sizes.
+// `states` are the tables', `bags` the gradient row of each lookup, for each table or for none; one
+// that is empty: its own. Checks ranks and sizes.
 template <typename Index>
 absl::Status ReadLookups(tensorflow::OpKernelContext* context,
                          const std::vector<std::string>& table_names,
                          const std::vector<int64_t>& num_rows, const std::vector<int64_t>& dims,
-                         const std::vector<RowStates>& states,
-                         std::vector<Lookups<Index>>* lookups);
+                         const std::vector<RowStates>& states, std::vector<Lookups<Index>>* lookups,
+                         const tensorflow::OpInputList& bags = {});
 
 // What to do where state makes no sense.
 inline constexpr char kNotRestoredWhole[] =

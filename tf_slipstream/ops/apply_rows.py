@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _checks, _library
 from tf_slipstream.ops._tables import table_arguments
+from tf_slipstream.ops.bags import as_bags
 from tf_slipstream.ops.live_slices import find_rows
 from tf_slipstream.ops.row_updates import update_rows
 from tf_slipstream.state import schema
@@ -52,15 +53,29 @@ def apply_rows(
         return _apply_fallback(
             rule, states, slices, settings, grad_scales, weight_decays, num_lookups
         )
+    grads, bags = [s.values for s in slices], []
+    if not _library.is_gpu(states[0].table.device):
+        grads, bags = _in_bags(grads)
     operation = native.slipstream_apply_rows(
         **table_arguments(rule, states, settings, weight_decays),
         indices=[s.indices for s in slices],
-        grads=[s.values for s in slices],
+        grads=grads,
         grad_scales=grad_scales,
         num_lookups=num_lookups or [],
+        bags=bags,
         clip_value=settings.clip_value,
     )
     return [] if operation is None else [operation]
+
+
+def _in_bags(grads):
+    """Returns gradients as few rows as they are copies of, and for the op which are whose."""
+    found = [as_bags(grad) for grad in grads]
+    if not any(found):
+        return grads, []
+    own = tf.zeros([0], tf.int32)
+    pairs = [one or (grad, own) for one, grad in zip(found, grads, strict=True)]
+    return [grad for grad, _ in pairs], [bags for _, bags in pairs]
 
 
 def _checked_scales(grad_scales, states):
