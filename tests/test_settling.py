@@ -254,6 +254,10 @@ if not IS_KERAS_3:
 
 class TestSaving:
     def check(self, way, model, folder):
+        if "h5" in way and IS_KERAS_3:
+            paths = [variable.path for variable in model.optimizer.variables]
+            if len(set(paths)) < len(paths):
+                pytest.skip("before 3.10 Keras names all Adagrad accumulators alike; .h5 refuses")
         before = unsettled_predictions(model)
         num_before = num_asleep(model.optimizer)
         saved = WAYS[way](model, folder)

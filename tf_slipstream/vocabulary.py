@@ -300,12 +300,8 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
         return input_shape
 
     def compute_output_spec(self, inputs, training=None):
-        return _compat.keras.KerasTensor(
-            inputs.shape,
-            dtype="int64",
-            sparse=getattr(inputs, "sparse", False),
-            ragged=getattr(inputs, "ragged", False),
-        )
+        is_ragged, is_sparse = (getattr(inputs, kind, False) for kind in ("ragged", "sparse"))
+        return _compat.symbolic_output(inputs.shape, "int64", is_ragged, is_sparse)
 
     def note_table(self, layer, field, num_rows):
         """Notes that a layer looks up what this returns, and checks that it has enough rows."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
 
 from tf_slipstream.delta.fingerprint import farm_fingerprint, updated_fingerprint
 
@@ -26,6 +27,7 @@ def test_tensorflow_reads_the_new_fingerprint(tmp_path):
     path.write_bytes(updated_fingerprint(path.read_bytes(), b"another index", 2**127 + 1))
     after = read(str(tmp_path))
     assert after.checkpoint_hash == farm_fingerprint(b"another index")
-    assert f"{2**127 + 1}".encode() in path.read_bytes()
+    if "uuid" in FingerprintDef.DESCRIPTOR.fields_by_name:  # as since TensorFlow 2.19
+        assert f"{2**127 + 1}".encode() in path.read_bytes()
     for name in ("saved_model_checksum", "graph_def_program_hash", "signature_def_hash"):
         assert getattr(after, name) == getattr(before, name)

@@ -87,10 +87,31 @@ def makes_its_numbers(initializer):
     return is_keras_own and isinstance(initializer, tuple(getattr(initializers, k) for k in kinds))
 
 
-def symbolic_output(shape, dtype, is_ragged):
+def symbolic_output(shape, dtype, is_ragged=False, is_sparse=False):
     """Returns the placeholder of a layer's output in a functional model of Keras 3."""
     # Before 3.9 Keras has none that are ragged, and does not know the word.
-    return keras.KerasTensor(shape, dtype=dtype, **({"ragged": True} if is_ragged else {}))
+    kind = {"ragged": True} if is_ragged else {"sparse": is_sparse}
+    return keras.KerasTensor(shape, dtype=dtype, **kind)
+
+
+def num_batches_done(callback, batch):
+    """Returns how many batches of the epoch are done.
+
+    Args:
+        callback: Keras callback, in `on_train_batch_end`.
+        batch: What that was called with.
+    """
+    # With `steps_per_execution`, Keras 3 gives the first of several batches there before 3.11, and
+    # the last one since.
+    if not IS_KERAS_3 or _version_of_keras() >= (3, 11):
+        return batch + 1
+    num = batch + callback.model.steps_per_execution
+    num_in_all = callback.params.get("steps")
+    return num if num_in_all is None else min(num, num_in_all)
+
+
+def _version_of_keras():
+    return tuple(map(int, keras.__version__.split(".")[:2]))
 
 
 def logits_behind(probabilities):

@@ -29,8 +29,8 @@ class BatchLosses:
         self._is_running_mean = None  # not known yet
         self._taken = self._latest = (0, 0.0)  # batches of this epoch, and their mean
 
-    def take(self, batch, logs, model):
-        """Takes what `on_train_batch_end` gets.
+    def take(self, num_batches, logs, model):
+        """Takes what `on_train_batch_end` gets, after so many batches of the epoch.
 
         Returns:
             A reading, or None: there is none yet.
@@ -39,11 +39,11 @@ class BatchLosses:
             return None
         if isinstance(logs, tf.distribute.experimental.coordinator.RemoteValue):
             # On parameter servers. To fetch it is to wait for the step.
-            if (batch + 1) % self.interval:
+            if num_batches % self.interval:
                 return None
             logs = logs.fetch()
         loss = logs.get("loss")
-        return None if loss is None else self.add(batch + 1, loss, model)
+        return None if loss is None else self.add(num_batches, loss, model)
 
     def add(self, num_batches, loss, model):
         """Takes the loss logged after `num_batches` batches of the epoch.

@@ -127,7 +127,7 @@ class SkipGuard(_compat.keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._watch is None:
             return
-        reading = self._losses.take(batch, logs, self.model)
+        reading = self._losses.take(_compat.num_batches_done(self, batch), logs, self.model)
         risen = None if reading is None else self._watch.has_risen(reading)
         if risen is not None:
             self._has_risen = True

@@ -52,8 +52,9 @@ class SkipHistory(_compat.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         # With `steps_per_execution` several batches end at once.
-        self._num_due -= batch + 1 - self._num_seen
-        self._num_seen = batch + 1
+        num_seen = _compat.num_batches_done(self, batch)
+        self._num_due -= num_seen - self._num_seen
+        self._num_seen = num_seen
         if self._num_due <= 0:
             self._num_due = self.every
             self._record()

@@ -109,12 +109,13 @@ class SlipstreamMonitor(_compat.keras.callbacks.Callback):
         self._losses.begin_epoch()
 
     def on_train_batch_end(self, batch, logs=None):
-        reading = self._losses.take(batch, logs, self.model)
+        reading = self._losses.take(_compat.num_batches_done(self, batch), logs, self.model)
         if reading is not None:
             self._take_loss(reading)
         # With `steps_per_execution` several batches end at once.
-        self._num_due -= batch + 1 - self._num_seen
-        self._num_seen = batch + 1
+        num_seen = _compat.num_batches_done(self, batch)
+        self._num_due -= num_seen - self._num_seen
+        self._num_seen = num_seen
         if self._num_due <= 0:
             self._num_due = self.every
             self.record()
