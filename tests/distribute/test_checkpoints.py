@@ -82,3 +82,20 @@ def test_one_of_other_variables_is_refused_with_what_to_do(tmp_path, others, mes
         StepCheckpoints(tmp_path, variables).restore()
     assert "as many parameter servers and workers" in str(error.value)
     assert not any(tf.reduce_any(one != 0) for one in variables)
+
+
+def test_one_that_cannot_be_written_is_said_and_may_be_written_later(tmp_path):
+    folder, table = tmp_path / "checkpoints", tf.Variable([1.0])
+    checkpoints = StepCheckpoints(folder, [table])
+    checkpoints.save(10)
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("a file is in the way")
+    with pytest.raises(RuntimeError, match=rf"step 20 .* {folder}: .*ckpt-10. See that each"):
+        checkpoints.save(20)
+    folder.unlink()
+    (tmp_path / "elsewhere").rename(folder)
+    table.assign([2.0])
+    checkpoints.save(20)
+    restored = tf.Variable([0.0])
+    assert StepCheckpoints(folder, [restored]).restore() == 20
+    assert restored.numpy().tolist() == [2.0]

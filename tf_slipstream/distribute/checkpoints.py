@@ -1,5 +1,9 @@
 """Checkpoints of a run on parameter servers."""
 
+import contextlib
+import pathlib
+import shutil
+
 import tensorflow as tf
 
 from tf_slipstream.state.schema_version import SchemaVersion
@@ -70,10 +74,39 @@ class StepCheckpoints:
         )
 
     def save(self, step):
-        if self._manager.latest_checkpoint is not None and int(self._step) == step:
+        """Writes a checkpoint of a step, unless the last one is of it.
+
+        Raises:
+            RuntimeError: If a file cannot be written. The last one is whole then.
+        """
+        latest, before = self._manager.latest_checkpoint, int(self._step)
+        if latest is not None and before == step:
             return
         self._step.assign(step)
-        self._manager.save(checkpoint_number=step)
+        try:
+            self._manager.save(checkpoint_number=step)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError):
+            raise  # a server is gone
+        except tf.errors.OpError as error:
+            self._step.assign(before)
+            self._remove_unfinished(step)
+            reason = next((line for line in error.message.splitlines() if line.strip()), "")
+            raise RuntimeError(
+                f"The checkpoint of step {step} could not be written to "
+                f"{self._manager.directory}: {reason.strip()} "
+                f"{f'The last whole one is {latest}.' if latest else 'There is no other.'} See "
+                "that each server can write there and that the disk has room, and start again: "
+                "`fit` goes on from the last one."
+            ) from error
+
+    def _remove_unfinished(self, step):
+        """Makes room. What a server is still writing may come after it."""
+        for path in pathlib.Path(self._manager.directory).glob(f"ckpt-{step}*temp*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _described(variables, name):
