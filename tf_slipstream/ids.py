@@ -46,9 +46,8 @@ class Ids:
         Args:
             values: Tensor of the shape of `dense`.
         """
-        return values if self._places is None else self._picked(values)
-
-    def _picked(self, values):
+        if self._places is None:
+            return values
         return tf.gather(tf.reshape(values, [-1]), self._places)
 
     def outputs(self, rows):
@@ -57,19 +56,28 @@ class Ids:
         Args:
             rows: `[..., dim]` of `of_lookups(dense)`.
         """
-        ids = self._ids
+        ids, is_ragged = self._ids, isinstance(self._ids, tf.RaggedTensor)
         if self._combiner is None:
-            return ids.with_flat_values(rows) if isinstance(ids, tf.RaggedTensor) else rows
+            return ids.with_flat_values(rows) if is_ragged else rows
         weights = self._weights_of_lookups(rows.dtype)
         if self._places is None and self._are_alike:
-            return self._in_place(combine_bags(rows, weights, self._combiner))
-        bag_of, num_bags = self._bags()
+            combined = combine_bags(rows, weights, self._combiner)
+        else:
+            combined = self._combine_segments(rows, weights)
+        return _without_innermost(ids, combined) if is_ragged else combined
+
+    def _combine_segments(self, rows, weights):
+        bag_of, shape = self._bags()
         if self._places is not None:
             bag_of = tf.gather(bag_of, self._places)
         # Those of a sparse tensor may be in any order.
-        in_order = kind(ids) is not tf.SparseTensor
+        in_order = kind(self._ids) is not tf.SparseTensor
+        num_bags = tf.reduce_prod(shape)
         combined = combine_segments(rows, weights, bag_of, num_bags, self._combiner, in_order)
-        return self._in_place(combined)
+        combined = tf.reshape(combined, tf.concat([shape, rows.shape[-1:]], axis=0))
+        if self._are_alike and self.dense.shape.rank is not None:
+            combined = tf.ensure_shape(combined, [*self.dense.shape[:-1], rows.shape[-1]])
+        return combined
 
     @property
     def _are_alike(self):
@@ -79,30 +87,19 @@ class Ids:
         )
 
     def _bags(self):
-        """Returns the bag of each of all ids, int `[num_ids]`, and how many bags there are."""
+        """Returns the bag of each of all ids, int64 `[num_ids]`, and in what shape bags are."""
         if isinstance(self._ids, tf.SparseTensor):
             shape = self._ids.dense_shape
             two_axes = tf.sparse.reshape(self._ids, [tf.reduce_prod(shape[:-1]), shape[-1]])
-            return two_axes.indices[:, 0], two_axes.dense_shape[0]
+            return two_axes.indices[:, 0], shape[:-1]
         if self._are_alike:
             shape = tf.shape(self.dense, tf.int64)
-            num_bags = tf.reduce_prod(shape[:-1])
-            return tf.repeat(tf.range(num_bags), shape[-1]), num_bags
+            return tf.repeat(tf.range(tf.reduce_prod(shape[:-1])), shape[-1]), shape[:-1]
         innermost = self._ids
         while isinstance(innermost.values, tf.RaggedTensor):
             innermost = innermost.values
-        return innermost.value_rowids(), innermost.nrows()
-
-    def _in_place(self, combined):
-        """Returns vectors of bags `[..., dim]` in the places of their bags."""
-        ids, dim = self._ids, combined.shape[-1:]
-        if isinstance(ids, tf.SparseTensor):
-            return tf.reshape(combined, tf.concat([ids.dense_shape[:-1], dim], axis=0))
-        if self._are_alike:
-            bags = self.dense.shape[:-1]
-            shape = tf.concat([tf.shape(self.dense)[:-1], dim], axis=0)
-            combined = tf.ensure_shape(tf.reshape(combined, shape), [*bags, *dim])
-        return _without_innermost(ids, combined) if isinstance(ids, tf.RaggedTensor) else combined
+        num_bags = tf.cast(innermost.nrows(), tf.int64)
+        return tf.cast(innermost.value_rowids(), tf.int64), num_bags[tf.newaxis]
 
     def _weights_of_lookups(self, dtype):
         """Returns the weights of what is looked up; None where all are 1."""

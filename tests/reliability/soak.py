@@ -11,6 +11,7 @@ results are printed. Needs root, for network namespaces and a disk of its own; K
 
 import argparse
 import contextlib
+import ctypes
 import json
 import pathlib
 import random
@@ -31,6 +32,7 @@ EVERY_SECONDS = 20
 SECONDS_PER_STEP = 0.03
 STEPS_PER_EPOCH = 200
 DISK_BYTES = 64 << 20
+_CLONE_NEWNS = 0x20000
 # How long a coordinator may take to notice that it cannot go on, or to come to its first epoch.
 MOST_SECONDS = 240
 # What it may say when it ends, by fault.
@@ -154,16 +156,15 @@ class Soak:
         return said[-1][:200]
 
 
-@contextlib.contextmanager
 def disk(num_bytes):
-    """A small disk in memory; it is gone after the `with` block."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["-t", "tmpfs", "-o", f"size={num_bytes}", "soak", folder]
-        subprocess.run(["mount", *options], check=True)
-        try:
-            yield pathlib.Path(folder)
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
+    """Returns a folder that is a small disk, for this process and those that it starts."""
+    libc, folder = ctypes.CDLL(None, use_errno=True), tempfile.mkdtemp()
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no namespace of mounts can be made: run as root")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    options = ["-t", "tmpfs", "-o", f"size={num_bytes}", "soak", folder]
+    subprocess.run(["mount", *options], check=True)
+    return pathlib.Path(folder)
 
 
 def soak(folder, minutes, seed):
@@ -172,9 +173,9 @@ def soak(folder, minutes, seed):
     num_epochs = max(1, round(60 * minutes / SECONDS_PER_STEP / STEPS_PER_EPOCH))
     settings = {"steps": STEPS_PER_EPOCH, "epochs": num_epochs}
     with contextlib.ExitStack() as stack:
+        checkpoints = disk(DISK_BYTES)  # before there are processes to see it
         forks = stack.enter_context(clusters.Forks(tempfile.mkdtemp(dir=folder)))
         box = stack.enter_context(network.Box(machines, gigabits=1))
-        checkpoints = stack.enter_context(disk(DISK_BYTES))
         cluster = stack.enter_context(clusters.Cluster(forks, folder, box=box))
         settings |= {"seconds_per_step": SECONDS_PER_STEP}
         run = Soak(cluster, box.links, checkpoints, settings, random.Random(seed))
