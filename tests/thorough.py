@@ -18,6 +18,7 @@ benchmarks/test_distribution.py::test_stock_keras_sends_every_lookup
 benchmarks/test_distribution_quality.py
 benchmarks/test_forecast.py
 benchmarks/test_parameter_server.py::test_it_counts_the_bytes_of_stock_and_ours
+benchmarks/test_parameter_server.py::test_two_workers_may_share_a_machine
 benchmarks/test_parity.py
 benchmarks/test_quality.py::test_the_bench_runs_resumes_and_sums_up
 benchmarks/test_training_step.py::test_a_result_has_the_agreed_fields_and_a_peer
@@ -52,6 +53,7 @@ distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[
 distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[balanced]
 distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[conservative]
 distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[none]
+distribute/test_vocabulary_on_servers.py::test_an_id_learns_in_a_row_of_its_own[strings]
 export/test_imports.py::test_keras_knows_our_classes_in_every_kind_of_file[Keras first]
 export/test_imports.py::test_keras_knows_our_classes_in_every_kind_of_file[a name after it]
 ops/test_gpu_ops.py
@@ -88,6 +90,7 @@ policy/test_against_reference.py
 policy/test_equals_plain_training.py
 policy/test_long_runs.py
 policy/test_pool.py::test_evictions_are_those_of_the_oracle
+selection/test_selective_model.py::test_with_all_kept_training_is_plain_to_the_bit
 selection/test_selector.py
 test_collection_training.py
 test_custom_models.py
