@@ -65,16 +65,18 @@ class Soak:
         self.lines = []
         self._start()
 
-    def run(self):
-        """Disturbs until the program has ended, and returns what it printed."""
-        while not self._has_ended(EVERY_SECONDS):
+    def run(self, seconds):
+        """Disturbs the program for some seconds, lets it end, and returns what it printed."""
+        deadline = time.monotonic() + seconds
+        while not self._has_ended(EVERY_SECONDS) and time.monotonic() < deadline:
             name = self._rng.choice([*self._faults])
             begin = time.monotonic()
             line = {"fault": name, "outcome": self._faults[name]()}
             line["seconds"] = round(time.monotonic() - begin, 1)
             self.lines.append(line)
             print(json.dumps(line), flush=True)
-        return self._run.result(1)
+        pathlib.Path(self._settings["until"]).touch()
+        return self._run.result(MOST_SECONDS)
 
     def _start(self):
         self._run = clusters.Coordinator(self._cluster, PROGRAM, json.dumps(self._settings))
@@ -170,8 +172,7 @@ def disk(num_bytes):
 def soak(folder, minutes, seed):
     """Returns what each fault came to, and the results of both runs."""
     machines = ["worker0", "worker1", "ps0", "ps1", "chief"]
-    num_epochs = max(1, round(60 * minutes / SECONDS_PER_STEP / STEPS_PER_EPOCH))
-    settings = {"steps": STEPS_PER_EPOCH, "epochs": num_epochs}
+    settings = {"steps": STEPS_PER_EPOCH, "epochs": 10**6, "until": str(folder / "end")}
     with contextlib.ExitStack() as stack:
         checkpoints = disk(DISK_BYTES)  # before there are processes to see it
         forks = stack.enter_context(clusters.Forks(tempfile.mkdtemp(dir=folder)))
@@ -179,8 +180,9 @@ def soak(folder, minutes, seed):
         cluster = stack.enter_context(clusters.Cluster(forks, folder, box=box))
         settings |= {"seconds_per_step": SECONDS_PER_STEP}
         run = Soak(cluster, box.links, checkpoints, settings, random.Random(seed))
-        disturbed = run.run()
-        settings |= {"seconds_per_step": 0.0, "folder": str(folder / "quiet")}
+        disturbed = run.run(60 * minutes)
+        settings |= {"seconds_per_step": 0.0, "folder": str(folder / "quiet"), "until": ""}
+        settings["epochs"] = disturbed["steps"] // STEPS_PER_EPOCH
         quiet = clusters.Coordinator(cluster, PROGRAM, json.dumps(settings)).result(3600)
     return run.lines, disturbed, quiet
 

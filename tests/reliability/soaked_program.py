@@ -6,6 +6,7 @@ is exact.
 """
 
 import json
+import os
 import sys
 import time
 
@@ -59,17 +60,18 @@ def build():
 
 
 class Pace(keras.callbacks.Callback):
-    """Sends no step before its time, and tells how far the run is."""
+    """Sends no step before its time, tells how far the run is, and ends it once a file is there."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, until):
         super().__init__()
-        self._seconds = seconds
+        self._seconds, self._until = seconds, until
 
     def on_train_batch_begin(self, batch, logs=None):
         time.sleep(self._seconds)
 
     def on_epoch_end(self, epoch, logs=None):
         print(f"epoch {epoch} done", flush=True)
+        self.model.stop_training = os.path.exists(self._until)
 
 
 def main(settings):
@@ -84,7 +86,7 @@ def main(settings):
         batches,
         epochs=settings["epochs"],
         steps_per_epoch=settings["steps"],
-        callbacks=[Pace(settings["seconds_per_step"])],
+        callbacks=[Pace(settings["seconds_per_step"], settings["until"])],
         verbose=0,
     )
     optimizer = model.optimizer
