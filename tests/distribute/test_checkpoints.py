@@ -5,7 +5,7 @@ import time
 import pytest
 import tensorflow as tf
 
-from tf_slipstream.distribute.checkpoints import StepCheckpoints
+from tf_slipstream.distribute.checkpoints import StepCheckpoints, _reason
 
 _SAVES = """
 import sys
@@ -99,3 +99,19 @@ def test_one_that_cannot_be_written_is_said_and_may_be_written_later(tmp_path):
     restored = tf.Variable([0.0])
     assert StepCheckpoints(folder, [restored]).restore() == 20
     assert restored.numpy().tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "/ckpt/a.tempstate; No space left on device",
+        "An error:\n\n  (0) X:  /ckpt/a.tempstate; No space left on device\n\t [[save]]",
+        'one error\n{grpc_message:" /ckpt/a.tempstate; No space left on device\\n\\t [[save]]"}',
+    ],
+)
+def test_the_reason_is_found_in_what_tensorflow_says(message):
+    assert _reason(message, "/ckpt") == "/ckpt/a.tempstate; No space left on device"
+
+
+def test_another_reason_is_the_first_line():
+    assert _reason("\nall is lost.\nmore", "/ckpt") == "all is lost"

@@ -90,10 +90,10 @@ class StepCheckpoints:
         except tf.errors.OpError as error:
             self._step.assign(before)
             self._remove_unfinished(step)
-            reason = next((line for line in error.message.splitlines() if line.strip()), "")
+            folder = self._manager.directory
             raise RuntimeError(
-                f"The checkpoint of step {step} could not be written to "
-                f"{self._manager.directory}: {reason.strip()} "
+                f"The checkpoint of step {step} could not be written to {folder}: "
+                f"{_reason(error.message, folder)}. "
                 f"{f'The last whole one is {latest}.' if latest else 'There is no other.'} See "
                 "that each server can write there and that the disk has room, and start again: "
                 "`fit` goes on from the last one."
@@ -107,6 +107,13 @@ class StepCheckpoints:
             else:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _reason(message, folder):
+    """Returns what an error of TensorFlow, which may have many lines, says of a folder's files."""
+    lines = [line for line in message.replace("\\n", "\n").splitlines() if line.strip()]
+    line = next((line for line in lines if folder in line), lines[0])
+    return line[max(0, line.find(folder)) :].strip(" .")
 
 
 def _described(variables, name):
