@@ -4,7 +4,7 @@
     python benchmarks/vocabulary_eviction.py --log diginetica --data-dir DIR
 
 Steps of 1,024 examples of the logs of vocabulary_quality.py (of diginetica the candidates alone).
-Lookups are counted exactly, which a product could not; admission counts anew after a row is lost.
+A row counts the steps that look it up, up to a bound; admission counts anew after a row is lost.
 Prints, over the last two thirds of the steps, the share of lookups that find a row, the same where
 a row counts by the steps that it has learned in, up to 8, and how many ids got a row.
 """
@@ -14,16 +14,14 @@ import argparse
 import numpy as np
 import vocabulary_quality
 
-HALVED_EVERY = 100  # steps
-# Name: lookups until a row is given, the value of a row by its age and count; the least goes.
-POLICIES = {
-    "recency, at once": (1, lambda age, count: -age),
-    "recency, at the 2nd": (2, lambda age, count: -age),
-    "recency, at the 4th": (4, lambda age, count: -age),
-    "recency by count, at once": (1, lambda age, count: -age / np.maximum(count, 1)),
-    "recency by count, at the 2nd": (2, lambda age, count: -age / np.maximum(count, 1)),
-    "count, at once": (1, lambda age, count: count - 1e-6 * age),
-    "count, at the 2nd": (2, lambda age, count: count - 1e-6 * age),
+# By what a row's age is divided; of the greatest quotient it is the coldest. The product has the
+# third.
+RULES = {
+    "age": lambda count: 1,
+    "age / count, up to 7": lambda count: np.minimum(count, 7),
+    "age / count, up to 31": lambda count: np.minimum(count, 31),
+    "age / count": lambda count: count,
+    "age / count^2, up to 15": lambda count: np.minimum(count, 15) ** 2,
 }
 
 
@@ -39,9 +37,8 @@ def steps_of(args):
     return [ids[i : i + 1024].ravel() for i in range(0, len(ids) - 1023, 1024)], len(known)
 
 
-def simulate(steps, num_ids, capacity, admit_after, value_of):
-    last, learned = np.zeros([2, num_ids], np.int64)
-    counts, waiting = np.zeros([2, num_ids])
+def simulate(steps, num_ids, capacity, admit_after, divisor_of):
+    last, learned, waiting = np.zeros([3, num_ids], np.int64)
     has_row = np.zeros(num_ids, bool)
     num_lookups = num_known = num_learned = num_admitted = 0
     for step, ids in enumerate(steps, 1):
@@ -54,15 +51,12 @@ def simulate(steps, num_ids, capacity, admit_after, value_of):
             num_learned += (times[is_known] * np.minimum(learned[known], 8) / 8).sum()
         last[known] = step
         learned[known] += 1
-        counts[ids] += times
         waiting[unknown] += times[~is_known]
-        if step % HALVED_EVERY == 0:
-            counts /= 2
         new = unknown[waiting[unknown] >= admit_after]
         num_free = capacity - has_row.sum()
         rows = np.flatnonzero(has_row & (last < step))
-        values = value_of(step - last[rows], counts[rows])
-        gone = rows[np.argsort(values, kind="stable")][: max(0, len(new) - num_free)]
+        coldness = (step - last[rows]) / divisor_of(learned[rows])
+        gone = rows[np.argsort(-coldness, kind="stable")][: max(0, len(new) - num_free)]
         has_row[gone], waiting[gone] = False, 0
         new = new[: num_free + len(gone)]
         has_row[new], last[new], learned[new], waiting[new] = True, step, 1, 0
@@ -77,11 +71,15 @@ def main():
     parser.add_argument("--capacities", type=int, nargs="*", default=[5000, 10_000])
     args = parser.parse_args()
     steps, num_ids = steps_of(args)
-    print("| rows | taken back by | found | learned | rows given |\n|---|---|---|---|---|")
+    print("| rows | the coldest by | `admit_after` | found | learned | rows given |")
+    print("|---|---|---|---|---|---|")
     for capacity in args.capacities:
-        for name, (admit_after, value_of) in POLICIES.items():
-            found, learned, num = simulate(steps, num_ids, capacity, admit_after, value_of)
-            print(f"| {capacity} | {name} | {found:.3f} | {learned:.3f} | {num} |", flush=True)
+        for name, divisor_of in RULES.items():
+            for admit_after in (1, 2):
+                result = simulate(steps, num_ids, capacity, admit_after, divisor_of)
+                found, learned, num = result
+                shown = f"{found:.3f} | {learned:.3f} | {num}"
+                print(f"| {capacity} | {name} | {admit_after} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

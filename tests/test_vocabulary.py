@@ -451,6 +451,7 @@ def test_ids_get_the_rows_that_one_gives_them():
         ({"capacity": 2}, "`capacity` must be above 2"),
         ({"admit_after": 256}, "at most 255"),
         ({"forget_after": 0}, "`forget_after` must be a positive"),
+        ({"forget_after": 1 << 27}, "`forget_after` must be at most 67108864, got"),
         ({"num_oov": 0}, "`num_oov` must be a positive"),
         ({"dtype": "float32"}, "'int64' or 'string', got 'float32'"),
         ({"padding_id": "a"}, "must be integers"),

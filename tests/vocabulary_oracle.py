@@ -1,5 +1,7 @@
 """What a vocabulary does, with dictionaries; shares no code with the product."""
 
+import fractions
+
 
 class DictionaryVocabulary:
     """A `DynamicVocabulary` of one row for unknown ids that counts all ids exactly.
@@ -15,7 +17,7 @@ class DictionaryVocabulary:
         self.capacity, self.admit_after = capacity, admit_after
         self.forget_after, self.padding = forget_after, padding
         self.oov = 0 if padding is None else 1
-        self.row_of, self.seen, self.counts = {}, {}, {}
+        self.row_of, self.seen, self.counts, self.num_steps = {}, {}, {}, {}
         self.free, self.next_row, self.step, self.hand = [], self.oov + 1, 0, self.oov + 1
         self.taken_back = []
 
@@ -27,7 +29,8 @@ class DictionaryVocabulary:
         """Returns rows, as in a training step; `taken_back` is what it took back."""
         self.step, self.taken_back = self.step + 1, []
         known = [one for one in ids if one in self.row_of and one != self.padding]
-        self.seen.update(dict.fromkeys(known, self.step))
+        for one in set(known):
+            self._see(one)
         self._forget()
         was_known = set(known)
         return [self._row_of(one, one in was_known) for one in ids]
@@ -39,12 +42,22 @@ class DictionaryVocabulary:
             self.counts[one] = self.counts.get(one, 0) + 1
             if self.counts[one] < self.admit_after or not self._admit(one):
                 return self.oov
-        self.seen[one] = self.step
+        self._see(one)
         return self.row_of[one]
+
+    def _see(self, one):
+        """Counts a step that looks an id up, up to 31."""
+        if self.seen.get(one) != self.step:
+            self.num_steps[one] = min(31, self.num_steps.get(one, 0) + 1)
+        self.seen[one] = self.step
 
     def _admit(self, one):
         if not self.free and self.next_row == self.capacity:
-            cold = [(step, self.row_of[i], i) for i, step in self.seen.items() if step < self.step]
+            cold = [
+                (-fractions.Fraction(self.step - step, self.num_steps[i]), self.row_of[i], i)
+                for i, step in self.seen.items()
+                if step < self.step
+            ]
             for _, _, other in sorted(cold)[: max(1, self.capacity // 128)][::-1]:
                 self._take_back(other)
         if self.free:
@@ -65,6 +78,6 @@ class DictionaryVocabulary:
 
     def _take_back(self, one):
         row = self.row_of.pop(one)
-        del self.seen[one]
+        del self.seen[one], self.num_steps[one]
         self.free.append(row)
         self.taken_back.append(row)

@@ -26,12 +26,13 @@ from tf_slipstream.state.vocabulary import (
     VocabularySettings,
     counter,
     grown,
-    steps_of,
     with_ids,
 )
 from tf_slipstream.table_layer import check_dim
 
 _MAX_ADMIT_AFTER = 255
+# Half of the steps that a row's last lookup is told apart by.
+_MAX_FORGET_AFTER = 1 << 26
 _INTEGERS = (tf.int32, tf.int64, tf.uint32, tf.uint64, tf.int16, tf.int8, tf.uint16, tf.uint8)
 
 
@@ -73,9 +74,10 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
     In training an id that has no row gets a free one at its `admit_after`-th lookup. Until then,
     and where there is no row free, it shares one of `num_oov` rows with others. A row that nobody
     has looked up for `forget_after` steps is taken back, and when the table is full the coldest
-    are: the table behind resets it to initial values, its slots to those of a new row, and what the
-    policy knows of it to nothing. Otherwise (`predict`, `evaluate`, exported models) it only looks
-    ids up, by stock TensorFlow ops.
+    are, by how long ago and in how many steps they were looked up. The table behind resets such a
+    row to initial values, its slots to those of a new row, and what the policy knows of it to
+    nothing. Otherwise (`predict`, `evaluate`, exported models) it only looks ids up, by stock
+    TensorFlow ops.
 
     Full ids are kept and compared, so that no two share a row by accident. Row 0 is that of the
     padding id, if there is one, the next `num_oov` are those of ids without a row of their own.
@@ -87,7 +89,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             it counts an id for another, which then gets its row earlier; and what was counted long
             ago counts less.
         forget_after: Steps without a lookup after which an id loses its row, within an eighth more
-            of them; None: only when the table is full.
+            of them, at most 2^26; None: only when the table is full.
         num_oov: Rows for ids without one of their own, by a hash of the id.
         dtype: `"int64"`, for integers of any size, or `"string"`.
         padding_id: The id that is padding; None: none is. Its row is 0, which a table with
@@ -138,6 +140,10 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
             check_dim(argument, value)
         if forget_after is not None:
             check_dim("forget_after", forget_after)
+            if forget_after > _MAX_FORGET_AFTER:
+                raise ValueError(
+                    f"`forget_after` must be at most {_MAX_FORGET_AFTER}, got {forget_after}."
+                )
         if admit_after > _MAX_ADMIT_AFTER:
             raise ValueError(f"`admit_after` must be at most 255, got {admit_after!r}.")
         if dtype not in ("int64", "string"):
@@ -556,7 +562,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
                     f"{(self.capacity, self._settings.num_words)}, and on parameter servers must "
                     "have the same."
                 )
-            rows = np.flatnonzero(steps_of(seen))
+            rows = np.flatnonzero(seen)
             self._set_words(words[rows], rows)
             return
         if not is_ours or tuple(store["1"].shape) == (self.capacity, self._settings.num_words):

@@ -60,8 +60,11 @@ bool IsFull(const int64_t* slots) {
   return is_full;
 }
 
-// Of what is in last_seen.
-int64_t StepOf(int64_t seen) { return seen & 0xFFFFFFFF; }
+// Of what is in last_seen: the step without its upper bits, the count, and half of the hash.
+constexpr int64_t kSteps = int64_t{1} << kStepBits;
+constexpr int64_t kMaxCount = (int64_t{1} << (32 - kStepBits)) - 1;
+int64_t StepOf(int64_t seen) { return seen & (kSteps - 1); }
+int64_t CountOf(int64_t seen) { return (seen & 0xFFFFFFFF) >> kStepBits; }
 uint32_t HashOf(int64_t seen) { return static_cast<uint32_t>(static_cast<uint64_t>(seen) >> 32); }
 
 void Mark(uint32_t* bits, int64_t place) { bits[place / 32] |= 1u << (place % 32); }
@@ -138,12 +141,19 @@ class Step {
     return kUnknown;
   }
 
+  int64_t SeenAt(uint64_t hash, int64_t count) const {
+    return static_cast<int64_t>(hash >> 32 << 32) | count << kStepBits | StepOf(counters_.step);
+  }
+
+  // How many steps ago a row was looked up.
+  int64_t AgeOf(int64_t seen) const { return StepOf(counters_.step - StepOf(seen)); }
+
+  // A step counts once: threads that see a row at once write the same.
   void See(int64_t row, uint64_t hash) const {
-    const int64_t seen = static_cast<int64_t>(hash >> 32 << 32 | counters_.step);
-    // Threads that see a row at once write the same.
-    if (__atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED) != seen) {
-      __atomic_store_n(v_.last_seen + row, seen, __ATOMIC_RELAXED);
-    }
+    const int64_t seen = __atomic_load_n(v_.last_seen + row, __ATOMIC_RELAXED);
+    if (StepOf(seen) == StepOf(counters_.step)) return;
+    const int64_t count = std::min(CountOf(seen) + 1, kMaxCount);
+    __atomic_store_n(v_.last_seen + row, SeenAt(hash, count), __ATOMIC_RELAXED);
   }
 
   // Finds the rows of a chunk of ids. Each goes through three stages, and others are in between, so
@@ -254,7 +264,7 @@ class Step {
     Insert(hash, row);
     std::memcpy(v_.ids + row * num_words(), id, num_words() * sizeof(int64_t));
     Mark(v_.changed_ids, row);
-    See(row, hash);
+    v_.last_seen[row] = SeenAt(hash, 1);
     ++counters_.num_admitted;
     ++counters_.num_known_lookups;
     return row;
@@ -343,21 +353,25 @@ class Step {
     for (int64_t n = (num_rows + num_steps - 1) / num_steps; n > 0; --n) {
       const int64_t row = first + counters_.hand;
       counters_.hand = (counters_.hand + 1) % num_rows;
-      const int64_t seen = StepOf(v_.last_seen[row]);
-      if (seen > 0 && counters_.step - seen > settings_.forget_after) {
+      const int64_t seen = v_.last_seen[row];
+      if (seen != 0 && AgeOf(seen) > settings_.forget_after) {
         TakeBack(row);
         ++counters_.num_forgotten;
       }
     }
   }
 
-  // Takes the coldest rows back that this step has not looked up.
+  // Takes the coldest rows back that this step has not looked up: those of the greatest age for
+  // each step that looked them up.
   void Evict() {
     if (has_evicted_all_) return;
     cold_.clear();
     for (int64_t row = settings_.first_row(); row < v_.capacity; ++row) {
-      const int64_t seen = StepOf(v_.last_seen[row]);
-      if (0 < seen && seen < counters_.step) cold_.emplace_back(seen, row);
+      const int64_t seen = v_.last_seen[row];
+      const int64_t age = AgeOf(seen);
+      if (seen == 0 || age == 0) continue;
+      // The least bits make quotients differ that do. An earlier build has not counted.
+      cold_.emplace_back(-((age << 12) / std::max<int64_t>(CountOf(seen), 1)), row);
     }
     const int64_t num =
         std::min<int64_t>(cold_.size(), std::max<int64_t>(1, v_.capacity / kEvictedPart));

@@ -23,6 +23,8 @@ inline constexpr int64_t kSlots = 8;         // of a bucket, which is a cache li
 inline constexpr int64_t kSketchBytes = 16;  // of a block of the sketch
 // What of a full table is taken back at once, so that the search for it is worth its time.
 inline constexpr int64_t kEvictedPart = 128;
+// Of the lower half of last_seen those of the step; the others count.
+inline constexpr int kStepBits = 27;
 // The last byte of a string's id that is too long to be kept.
 inline constexpr uint8_t kTooLong = 2;
 
@@ -49,8 +51,9 @@ struct VocabularySettings {
 //   index      [num_buckets, kSlots]: 32 bits of an id's hash, then its row + 1; 0: free. An id is
 //              in the bucket of its hash or, where all buckets in between are full, in a later one
 //   ids        [capacity, num_words], of each row that has one; else 0
-//   last_seen  [capacity], the upper 32 bits of the hash of a row's id, then the step that looked
-//              it up last; 0: no id has it
+//   last_seen  [capacity], the upper 32 bits of the hash of a row's id, then in 5 bits how many
+//              steps have looked it up, at most 31, then the lower 27 bits of the last of them; 0:
+//              no id has it
 //   free_rows  [capacity], a stack of rows that ids had and have no more
 //   sketch     [num_blocks, kSketchBytes]: lookups of ids without a row, 4 counters in a block each
 //   changed_index, changed_ids   a bit for each bucket and row that is written

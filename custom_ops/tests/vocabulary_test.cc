@@ -70,7 +70,8 @@ void TestSteps(int64_t num_words, int64_t admit_after, int64_t forget_after) {
       const int64_t id = ids[i * num_words];
       CHECK((rows[i] == 0) == (id == -1));
       CHECK(0 <= rows[i] && rows[i] < 97);
-      if (rows[i] >= settings.first_row() && (alone.last_seen[rows[i]] & 0xFFFFFFFF) > step) {
+      if (rows[i] >= settings.first_row() &&
+          (alone.last_seen[rows[i]] & ((1 << kStepBits) - 1)) == step + 1) {
         CHECK(alone.ids[rows[i] * num_words] == id);
       }
     }

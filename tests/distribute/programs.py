@@ -708,6 +708,60 @@ def vocabulary(settings):
     }
 
 
+def fit_vocabulary(settings):
+    """`fit` of lookups of raw ids, counted in their rows; goes on from a checkpoint, publishes."""
+    strategy = connect()
+    with strategy.scope():
+        ids = slipstream.DynamicVocabulary(4000, forget_after=8, name="ids")
+        layer = layer_of(settings, 4000, embeddings_initializer="zeros")
+        inputs = keras.Input((2,), dtype="int64")
+        model = keras.Model(inputs, layer(ids(inputs)))
+        optimizer = optimizer_of(keras.optimizers.SGD(1.0), settings)
+        model.compile(optimizer, loss=lambda labels, rows: -tf.reduce_sum(rows))
+        optimizer.build(model.trainable_variables)
+    folder = settings["folder"]
+    batch = np.arange(*settings["ids"]).reshape(-1, 2)
+    data = tf.data.Dataset.from_tensors((batch, np.zeros([len(batch), 2, 4], np.float32))).repeat()
+    found = {}
+
+    class Publishing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == settings["epochs"] - 2:
+                slipstream.export.save_version(model, folder + "/1")
+            elif epoch == settings["epochs"] - 1:
+                delta = slipstream.export.save_delta(model, 1, folder + "/delta", version=2)
+                slipstream.export.apply_delta(folder + "/1", folder + "/delta", folder + "/2")
+                found["num_rows"] = delta.num_rows
+                np.savez(folder + "/asked.npz", ids=batch, vectors=model(tf.constant(batch)))
+
+    callbacks = []
+    if "publish" in settings:
+        tracker = slipstream.export.DeltaTracker(model, folder + "/marks")
+        callbacks.append(Publishing())
+    arguments = {"epochs": settings["epochs"], "steps_per_epoch": 10, "verbose": 0}
+    if _compat.IS_KERAS_3:
+        trainer = slipstream.distribute.ParameterServerTrainer(
+            model, strategy, folder + "/checkpoints", 5
+        )
+        history = trainer.fit(data, callbacks=callbacks, **arguments)
+    else:
+        creator = tf.keras.utils.experimental.DatasetCreator(lambda context: data)
+        backup = backups({"folder": folder + "/backup"})
+        history = model.fit(creator, callbacks=callbacks + backup, **arguments)
+    if "publish" in settings:
+        found["versions"] = [*map(int, tracker.versions)]
+    found["num_epochs"] = len(history.epoch)
+    known, rows = ids.ids()
+    optimizer.wake_all()
+    return found | {
+        "known": [len(known), int(known.min()), int(known.max())],
+        "counts": np.unique(table_of(layer)[rows]).tolist(),
+        "stats": vars(ids.stats()),
+        "iterations": int(optimizer.iterations.numpy()),
+        "num_shards": [ids._num_shards, len(layer._shards)],
+    }
+
+
 def kept_rows(settings):
     """What is said where workers would keep rows that a vocabulary takes back."""
     strategy = connect()

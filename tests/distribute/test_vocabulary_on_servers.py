@@ -46,6 +46,31 @@ def test_an_id_learns_in_a_row_of_its_own(cluster, tmp_path, ids, policy):
             np.testing.assert_array_equal(served.serve(asked), file["vectors"])
 
 
+def test_fit_goes_on_from_a_checkpoint_and_publishes_what_changed(cluster, tmp_path):
+    settings = {"folder": str(tmp_path), "policy": programs.SLEEPY, "cache": {"num_bytes": 0}}
+    first = run(cluster, "fit_vocabulary", ids=[0, 400], epochs=1, **settings)
+    assert first["known"] == [400, 0, 399] and first["counts"] == [10]
+    # tf_keras publishes nothing on servers.
+    settings |= {"publish": True} if _compat.IS_KERAS_3 else {}
+    result = run(cluster, "fit_vocabulary", ids=[200, 600], epochs=3, **settings)
+    assert result["num_shards"] == [2, 1] and result["iterations"] == 30
+    assert result["num_epochs"] == 2
+    assert result["known"] == [400, 200, 599] and result["counts"] == [20, 30]
+    stats = result["stats"]
+    assert (stats["num_steps"], stats["num_lookups"]) == (30, 30 * 400)
+    assert (stats["num_admitted"], stats["num_forgotten"]) == (600, 200)
+    if "publish" in settings:
+        asked = np.load(tmp_path / "asked.npz")
+        served = tf.saved_model.load(str(tmp_path / "2")).signatures["serving_default"]
+        (vectors,) = served(tf.constant(asked["ids"])).values()
+        np.testing.assert_array_equal(vectors, asked["vectors"])
+        old = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+        (vectors,) = old(tf.constant(asked["ids"])).values()
+        assert np.abs(vectors - asked["vectors"]).min() > 0
+        # Most are of the table, which is 4,000.
+        assert result["versions"] == [1, 2] and 400 <= max(result["num_rows"].values()) <= 600
+
+
 def test_rows_that_are_taken_back_must_not_be_kept_by_workers(cluster):
     said = run(cluster, "kept_rows", policy=programs.SLEEPY)["said"]
     assert "worker_cache = slipstream.distribute.WorkerCache(num_bytes=0)" in said

@@ -13,7 +13,9 @@ from tf_slipstream.ops.encoded_ids import decoded_ids, encoded_ids
 from tf_slipstream.ops.find_ids import find_ids
 from tf_slipstream.state import schema
 from tf_slipstream.state.vocabulary import (
+    MAX_COUNT,
     OF_STEP,
+    STEP_BITS,
     VocabularySettings,
     filled_index,
     grown,
@@ -96,6 +98,46 @@ def test_rows_are_those_of_a_dictionary_and_native_and_fallback_are_alike(data):
         asked = np.concatenate([np.arange(-3, 45), STRANGE])
         assert native.look_up(asked).tolist() == oracle.look_up(asked.tolist())
     assert_same(native, fallback)
+
+
+def test_the_coldest_row_is_that_of_the_greatest_age_for_each_step(native_or_fallback):
+    vocabulary = Map(5, settings_of())
+    for batch in ([1], [1], [1], [2, 2, 2, 3], []):
+        vocabulary.train(batch)
+    # 3 steps ago and looked up by 3, and 2 steps ago by one.
+    assert vocabulary.train([4])[1].tolist() == [3]
+    assert vocabulary.look_up([1, 2, 3, 4]).tolist() == [2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("forget_after", [None, 9])
+def test_counts_end_and_the_numbers_of_steps_begin_anew(forget_after):
+    settings, step = settings_of(forget_after=forget_after or 0), (1 << STEP_BITS) - 50
+    random, oracle = np.random.default_rng(0), DictionaryVocabulary(12, 1, forget_after)
+    native, fallback = Map(12, settings), Map(12, settings)
+    oracle.step = step
+    for vocabulary in (native, fallback):
+        counters = vocabulary.variables["counters"].numpy()
+        counters[schema.VOCABULARY_COUNTERS.index("step")] = step
+        vocabulary.variables["counters"].assign(counters)
+    for number in range(100):
+        ids = [*skewed(random, 30, 6, number), *[-7] * (number < 40)]
+        expected = oracle.train(ids)
+        assert native.train(ids)[0].tolist() == expected
+        with _library.fallback():
+            assert fallback.train(ids)[0].tolist() == expected
+    assert_same(native, fallback)
+    assert -7 not in oracle.row_of
+
+
+def test_rows_without_a_count_have_one_of_1(native_or_fallback):
+    """As of an earlier build, which had no counts."""
+    vocabulary = Map(5, settings_of())
+    for batch in ([1], [1], [2], [3]):
+        vocabulary.train(batch)
+    seen = vocabulary.variables["last_seen"].numpy()
+    vocabulary.variables["last_seen"].assign(seen & ~(MAX_COUNT << STEP_BITS))
+    assert vocabulary.train([4])[1].tolist() == [2]
+    assert vocabulary.train([2, 5])[0].tolist() == [3, 4]
 
 
 def colliding_ids(num, num_buckets):

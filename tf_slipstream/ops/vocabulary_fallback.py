@@ -4,13 +4,15 @@ import numpy as np
 
 from tf_slipstream.state import schema
 from tf_slipstream.state.vocabulary import (
+    MAX_COUNT,
     SLOTS,
     TOO_LONG,
+    ages_of,
+    counts_of,
     hash_ids,
     scaled,
     seen_at,
     slots_of,
-    steps_of,
 )
 
 _EVICTED_PART = 128
@@ -81,7 +83,10 @@ class _Step:
         return -1
 
     def see(self, row, hash_):
-        self.last_seen[row] = seen_at(np.array([hash_]), self.counters["step"])[0]
+        seen, step = int(self.last_seen[row]), self.counters["step"]
+        if ages_of(seen, step):
+            count = min(counts_of(seen) + 1, MAX_COUNT)
+            self.last_seen[row] = seen_at(np.array([hash_]), step, count)[0]
 
     def buckets_from(self, home):
         return ((home + n) % len(self.index) for n in range(len(self.index)))
@@ -107,7 +112,7 @@ class _Step:
         self.mark("changed_index", bucket)
         self.row_ids[row] = word
         self.mark("changed_ids", row)
-        self.see(row, hash_)
+        self.last_seen[row] = seen_at(np.array([hash_]), counters["step"])[0]
         counters["num_admitted"] += 1
         counters["num_known_lookups"] += 1
         return row
@@ -144,19 +149,23 @@ class _Step:
         for _ in range(-(-self.num_rows // max(1, limit // 8))):
             row = self.settings.first_row + counters["hand"]
             counters["hand"] = (counters["hand"] + 1) % self.num_rows
-            seen = int(steps_of(self.last_seen[row]))
-            if seen > 0 and counters["step"] - seen > limit:
+            seen = int(self.last_seen[row])
+            if seen and ages_of(seen, counters["step"]) > limit:
                 self.take_back(row)
                 counters["num_forgotten"] += 1
 
     def evict(self):
         if self.has_evicted_all:
             return
-        seen = steps_of(self.last_seen)
-        cold = np.flatnonzero((seen > 0) & (seen < self.counters["step"]))
+        seen = self.last_seen
+        ages = ages_of(seen, self.counters["step"])
+        cold = np.flatnonzero((seen != 0) & (ages > 0))
         num = min(len(cold), max(1, len(seen) // _EVICTED_PART))
         self.has_evicted_all = num == len(cold)
-        for row in cold[np.argsort(seen[cold], kind="stable")][:num][::-1]:
+        # The least bits make quotients differ that do.
+        counts = np.maximum(counts_of(seen[cold]), 1)
+        steps_each = (ages[cold] << 12) // counts
+        for row in cold[np.argsort(-steps_each, kind="stable")][:num][::-1]:
             self.take_back(int(row))
         self.counters["num_evicted"] += num
 

@@ -13,7 +13,9 @@ from tf_slipstream.state import schema
 SLOTS = 8
 ROWS_PER_BUCKET = 4
 SKETCH_BYTES = 16
+STEP_BITS = 27
 _LEAST_BLOCKS = 1024
+MAX_COUNT = (1 << (32 - STEP_BITS)) - 1
 # As the last byte of a string's id: it ends there, or is too long to be kept.
 END, TOO_LONG = 1, 2
 
@@ -121,14 +123,26 @@ def slots_of(hashes, rows):
     return ((hashes << np.uint64(32)) | (rows + 1).astype(np.uint64)).view(np.int64)
 
 
-def seen_at(hashes, step):
-    """Returns what `last_seen` has of rows whose ids have these hashes, int64 `[num]`."""
-    return ((hashes >> np.uint64(32) << np.uint64(32)) | np.uint64(step)).view(np.int64)
+def seen_at(hashes, step, count=1):
+    """Returns what `last_seen` has of rows whose ids have these hashes, int64 `[num]`.
+
+    Args:
+        hashes: uint64 `[num]`.
+        step: The step that looked them up last.
+        count: How many have, at most `MAX_COUNT`.
+    """
+    step_and_count = np.uint64(count << STEP_BITS | step % (1 << STEP_BITS))
+    return ((hashes >> np.uint64(32) << np.uint64(32)) | step_and_count).view(np.int64)
 
 
-def steps_of(last_seen):
-    """Returns the steps that `last_seen` has, int64; 0 where no id has the row."""
-    return last_seen & 0xFFFFFFFF
+def counts_of(last_seen):
+    """Returns how many steps have looked up rows, by what `last_seen` has of them."""
+    return last_seen >> STEP_BITS & MAX_COUNT
+
+
+def ages_of(last_seen, step):
+    """Returns how many steps before this one rows were looked up, by what `last_seen` has."""
+    return (step - last_seen) & ((1 << STEP_BITS) - 1)
 
 
 def filled_index(words, rows, num_buckets):
