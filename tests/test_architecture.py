@@ -93,6 +93,7 @@ def test_the_modules_are_found():
         f"{PACKAGE}.ops._checks",
         f"{PACKAGE}.ops._library",
         f"{PACKAGE}.ops._tables",
+        f"{PACKAGE}.ops.bags",
         f"{PACKAGE}.ops.live_slices",
         f"{PACKAGE}.ops.row_updates",
         f"{PACKAGE}.state.schema",

@@ -54,6 +54,7 @@ distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[
 distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[conservative]
 distribute/test_replicas_in_fit.py::test_what_is_validated_is_what_is_evaluated[none]
 distribute/test_vocabulary_on_servers.py::test_an_id_learns_in_a_row_of_its_own[strings]
+distribute/test_vocabulary_on_servers.py::test_fit_goes_on_from_a_checkpoint_and_publishes_what_changed
 export/test_imports.py::test_keras_knows_our_classes_in_every_kind_of_file[Keras first]
 export/test_imports.py::test_keras_knows_our_classes_in_every_kind_of_file[a name after it]
 ops/test_gpu_ops.py
