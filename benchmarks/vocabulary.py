@@ -1,10 +1,12 @@
 """How long is a lookup of a raw id, beside TensorFlow's hash tables and absl's?
 
     python benchmarks/vocabulary.py --entries 10000000
+    build/tfra/bin/python benchmarks/vocabulary.py --subjects "TFRA CuckooHashTable"
 
-Ids are random int64, uniform over the entries; a tenth of the lookups are of ids that nobody has
-seen. All subjects find the same rows, which is checked in their first batch. One thread; what is
-measured is its processor time, since other programs may have the cores.
+`make bench-peers` makes build/tfra. Ids are random int64, uniform over the entries; a tenth of the
+lookups are of ids that nobody has seen. All subjects find the same rows, which is checked in their
+first batch. One thread; what is measured is its processor time, since other programs may have the
+cores.
 """
 
 import argparse
@@ -21,8 +23,6 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import machine
 import numpy as np
 import tensorflow as tf
-
-import tf_slipstream as slipstream
 
 HERE = pathlib.Path(__file__).parent
 
@@ -41,6 +41,8 @@ def batches_of(ids, args):
 
 def of_vocabulary(ids, training):
     """Returns a lookup by `DynamicVocabulary`, in training or as it is exported."""
+    import tf_slipstream as slipstream  # which TFRA's environment does not have
+
     layer = slipstream.DynamicVocabulary(len(ids) + FIRST_ROW, admit_after=100)
     layer.set_ids(ids)
     return tf.function(lambda batch: layer(batch, training=training))
@@ -54,11 +56,24 @@ def of_table(ids, kind):
         )
     else:
         table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 1)
+    fill(table, ids)
+    return tf.function(table.lookup)
+
+
+def of_cuckoo(ids):
+    """Returns a lookup by TFRA's hash table, in an environment of its own."""
+    import tensorflow_recommenders_addons as tfra
+
+    table = tfra.dynamic_embedding.CuckooHashTable(tf.int64, tf.int64, 1, init_size=2 * len(ids))
+    fill(table, ids)
+    return tf.function(table.lookup)
+
+
+def fill(table, ids):
     rows = np.arange(FIRST_ROW, FIRST_ROW + len(ids))
     for begin in range(0, len(ids), 1 << 20):
         part = slice(begin, begin + (1 << 20))
         table.insert(tf.constant(ids[part]), tf.constant(rows[part]))
-    return tf.function(table.lookup)
 
 
 def of_absl(ids):
@@ -90,7 +105,10 @@ SUBJECTS = {
     "DenseHashTable": lambda ids: of_table(ids, "dense"),
     "MutableHashTable": lambda ids: of_table(ids, "mutable"),
     "absl::flat_hash_map": of_absl,
+    "TFRA CuckooHashTable": of_cuckoo,
 }
+# This one needs another environment.
+DEFAULT = [name for name in SUBJECTS if not name.startswith("TFRA")]
 
 
 def main():
@@ -99,7 +117,7 @@ def main():
     parser.add_argument("--batch", type=int, default=65_536)
     parser.add_argument("--hits", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--subjects", nargs="*", default=[*SUBJECTS], choices=[*SUBJECTS])
+    parser.add_argument("--subjects", nargs="*", default=DEFAULT, choices=[*SUBJECTS])
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
