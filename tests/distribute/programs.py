@@ -721,7 +721,11 @@ def fit_vocabulary(settings):
         optimizer.build(model.trainable_variables)
     folder = settings["folder"]
     batch = np.arange(*settings["ids"]).reshape(-1, 2)
-    data = tf.data.Dataset.from_tensors((batch, np.zeros([len(batch), 2, 4], np.float32))).repeat()
+
+    def data(context=None):
+        labels = np.zeros([len(batch), 2, 4], np.float32)
+        return tf.data.Dataset.from_tensors((batch, labels)).repeat()
+
     found = {}
 
     class Publishing(keras.callbacks.Callback):
@@ -743,9 +747,9 @@ def fit_vocabulary(settings):
         trainer = slipstream.distribute.ParameterServerTrainer(
             model, strategy, folder + "/checkpoints", 5
         )
-        history = trainer.fit(data, callbacks=callbacks, **arguments)
+        history = trainer.fit(data(), callbacks=callbacks, **arguments)
     else:
-        creator = tf.keras.utils.experimental.DatasetCreator(lambda context: data)
+        creator = tf.keras.utils.experimental.DatasetCreator(data)
         backup = backups({"folder": folder + "/backup"})
         history = model.fit(creator, callbacks=callbacks + backup, **arguments)
     if "publish" in settings:
