@@ -743,15 +743,10 @@ def fit_vocabulary(settings):
         tracker = slipstream.export.DeltaTracker(model, folder + "/marks")
         callbacks.append(Publishing())
     arguments = {"epochs": settings["epochs"], "steps_per_epoch": 10, "verbose": 0}
-    if _compat.IS_KERAS_3:
-        trainer = slipstream.distribute.ParameterServerTrainer(
-            model, strategy, folder + "/checkpoints", 5
-        )
-        history = trainer.fit(data(), callbacks=callbacks, **arguments)
-    else:
-        creator = tf.keras.utils.experimental.DatasetCreator(data)
-        backup = backups({"folder": folder + "/backup"})
-        history = model.fit(creator, callbacks=callbacks + backup, **arguments)
+    trainer = slipstream.distribute.ParameterServerTrainer(
+        model, strategy, folder + "/checkpoints", 5
+    )
+    history = trainer.fit(data, callbacks=callbacks, **arguments)
     if "publish" in settings:
         found["versions"] = [*map(int, tracker.versions)]
     found["num_epochs"] = len(history.epoch)
