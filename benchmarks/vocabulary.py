@@ -64,13 +64,13 @@ def of_cuckoo(ids):
     """Returns a lookup by TFRA's hash table, in an environment of its own."""
     import tensorflow_recommenders_addons as tfra
 
-    table = tfra.dynamic_embedding.CuckooHashTable(tf.int64, tf.int64, 1, init_size=2 * len(ids))
-    fill(table, ids)
-    return tf.function(table.lookup)
+    table = tfra.dynamic_embedding.CuckooHashTable(tf.int64, tf.int64, [1], init_size=2 * len(ids))
+    fill(table, ids, row_shape=[1])
+    return tf.function(lambda batch: table.lookup(batch)[:, 0])
 
 
-def fill(table, ids):
-    rows = np.arange(FIRST_ROW, FIRST_ROW + len(ids))
+def fill(table, ids, row_shape=()):
+    rows = np.arange(FIRST_ROW, FIRST_ROW + len(ids)).reshape(-1, *row_shape)
     for begin in range(0, len(ids), 1 << 20):
         part = slice(begin, begin + (1 << 20))
         table.insert(tf.constant(ids[part]), tf.constant(rows[part]))

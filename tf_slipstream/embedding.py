@@ -57,7 +57,8 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
         ValueError: At construction, for arguments that make no sense here (LoRA, quantization). At
             a call, for ids of one axis with a combiner.
         tf.errors.InvalidArgumentError: At a call, for an id that is not in `[0, input_dim)`; it
-            names the layer, the id, its position and the range. No row has changed then.
+            names the layer, the id, its position (with a combiner and `mask_zero`, among the ids
+            that are not 0) and the range. No row has changed then.
 
     Example:
 

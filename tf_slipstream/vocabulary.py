@@ -23,6 +23,7 @@ from tf_slipstream.state.table import TableState
 from tf_slipstream.state.vocabulary import (
     NAMES,
     SERVED,
+    STEP_BITS,
     VocabularySettings,
     counter,
     grown,
@@ -32,7 +33,7 @@ from tf_slipstream.table_layer import check_dim
 
 _MAX_ADMIT_AFTER = 255
 # Half of the steps that a row's last lookup is told apart by.
-_MAX_FORGET_AFTER = 1 << 26
+_MAX_FORGET_AFTER = 1 << (STEP_BITS - 1)
 _INTEGERS = (tf.int32, tf.int64, tf.uint32, tf.uint64, tf.int16, tf.int8, tf.uint16, tf.uint8)
 
 

@@ -101,6 +101,23 @@ def test_one_that_cannot_be_written_is_said_and_may_be_written_later(tmp_path):
     assert restored.numpy().tolist() == [2.0]
 
 
+def test_what_is_half_written_when_the_disk_is_full_is_taken_away(tmp_path, monkeypatch):
+    checkpoints = StepCheckpoints(tmp_path, [tf.Variable([1.0])])
+    checkpoints.save(2)
+    whole = sorted(path.name for path in tmp_path.iterdir())
+
+    def fail(*args, **kwargs):
+        (tmp_path / "ckpt-20_temp").mkdir()
+        (tmp_path / "ckpt-20_temp" / "part-0").touch()
+        (tmp_path / "ckpt-20.data-00000-of-00001.tempstate7").touch()
+        raise tf.errors.ResourceExhaustedError(None, None, f"{tmp_path}/part-0; No space left")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(RuntimeError, match="part-0; No space left"):
+        checkpoints.save(20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == whole
+
+
 @pytest.mark.parametrize(
     "message",
     [

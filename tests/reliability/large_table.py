@@ -14,13 +14,11 @@ from tf_slipstream._compat import keras
 NUM_ROWS = 2**31 + 10
 
 
-def main():
-    layer = slipstream.SlipstreamEmbedding(NUM_ROWS, 1, "zeros", policy=None, name="large")
+def counting(layer, policy=None):
+    """Returns an optimizer, and a step that takes 1 from the row of each lookup of a layer."""
     layer.build(None)
-    optimizer = slipstream.SlipstreamOptimizer(keras.optimizers.SGD(1.0))
+    optimizer = slipstream.SlipstreamOptimizer(keras.optimizers.SGD(1.0), policy=policy)
     optimizer.build(layer.trainable_variables)
-    last = NUM_ROWS - 1
-    ids = [0, 1, 2**31 - 1, 2**31, last, last]
 
     @tf.function
     def step(ids):
@@ -29,6 +27,14 @@ def main():
         table = layer.trainable_variables[0]
         optimizer.apply_gradients([(tape.gradient(loss, layer.embeddings), table)])
 
+    return optimizer, step
+
+
+def main():
+    layer = slipstream.SlipstreamEmbedding(NUM_ROWS, 1, "zeros", name="large")
+    _, step = counting(layer)
+    last = NUM_ROWS - 1
+    ids = [0, 1, 2**31 - 1, 2**31, last, last]
     for _ in range(3):
         step(tf.constant(ids, tf.int64))
     others = [2, 2**31 - 2, 2**31 + 1, last - 1]

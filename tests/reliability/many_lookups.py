@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_slipstream as slipstream
-from tf_slipstream._compat import keras
+from tests.reliability.large_table import counting
 
 # Powers of two, so that a row gets fewer updates than float32 counts exactly.
 NUM_ROWS, BATCH = 1 << 12, 1 << 20
@@ -18,17 +18,7 @@ NUM_STEPS = (1 << 11) + 3
 
 def main():
     layer = slipstream.SlipstreamEmbedding(NUM_ROWS, 1, "zeros", name="much")
-    layer.build(None)
-    optimizer = slipstream.SlipstreamOptimizer(keras.optimizers.SGD(1.0), policy="default")
-    optimizer.build(layer.trainable_variables)
-
-    @tf.function
-    def step(ids):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(ids))
-        table = layer.trainable_variables[0]
-        optimizer.apply_gradients([(tape.gradient(loss, layer.embeddings), table)])
-
+    optimizer, step = counting(layer, policy="default")
     ids = tf.range(BATCH, dtype=tf.int64) % NUM_ROWS
     for i in range(NUM_STEPS):
         step(ids)

@@ -20,12 +20,10 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
+from tests.benchmarks.programs import ROOT
+from tests.distribute import clusters
 
-from distribution import network  # noqa: E402
-
-from tests.distribute import clusters  # noqa: E402
+from distribution import network  # isort: skip (tests.benchmarks puts its folder on the path)
 
 PROGRAM = pathlib.Path(__file__).with_name("soaked_program.py")
 EVERY_SECONDS = 20
@@ -173,16 +171,16 @@ def soak(folder, minutes, seed):
     """Returns what each fault came to, and the results of both runs."""
     machines = ["worker0", "worker1", "ps0", "ps1", "chief"]
     settings = {"steps": STEPS_PER_EPOCH, "epochs": 10**6, "until": str(folder / "end")}
+    settings |= {"seconds_per_step": SECONDS_PER_STEP}
     with contextlib.ExitStack() as stack:
         checkpoints = disk(DISK_BYTES)  # before there are processes to see it
         forks = stack.enter_context(clusters.Forks(tempfile.mkdtemp(dir=folder)))
         box = stack.enter_context(network.Box(machines, gigabits=1))
         cluster = stack.enter_context(clusters.Cluster(forks, folder, box=box))
-        settings |= {"seconds_per_step": SECONDS_PER_STEP}
         run = Soak(cluster, box.links, checkpoints, settings, random.Random(seed))
         disturbed = run.run(60 * minutes)
-        settings |= {"seconds_per_step": 0.0, "folder": str(folder / "quiet"), "until": ""}
-        settings["epochs"] = disturbed["steps"] // STEPS_PER_EPOCH
+        settings |= {"epochs": disturbed["steps"] // STEPS_PER_EPOCH, "until": ""}
+        settings |= {"seconds_per_step": 0.0, "folder": str(folder / "quiet")}
         quiet = clusters.Coordinator(cluster, PROGRAM, json.dumps(settings)).result(3600)
     return run.lines, disturbed, quiet
 

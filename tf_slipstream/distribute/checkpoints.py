@@ -101,7 +101,7 @@ class StepCheckpoints:
 
     def _remove_unfinished(self, step):
         """Makes room. What a server is still writing may come after it."""
-        for path in pathlib.Path(self._manager.directory).glob(f"ckpt-{step}*temp*"):
+        for path in pathlib.Path(self._manager.directory).glob(f"ckpt-{step}[_.]*temp*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
