@@ -113,8 +113,13 @@ class FieldLayout:
             axis: That of the fields, an int >= 0.
 
         Raises:
-            tf.errors.InvalidArgumentError: If an id is not in its field's range.
+            tf.errors.InvalidArgumentError: If an id is not in its field's range, or there are more
+                fields or fewer.
         """
+        if ids.shape[axis] is None:
+            shape = ids.shape.as_list()
+            shape[axis] = len(self.names)
+            ids = tf.ensure_shape(ids, shape)
         others = [one for one in range(ids.shape.rank) if one != axis]
         largest = tf.reduce_max(_unsigned(ids), axis=others)
         # [num_fields, 1, ...]

@@ -78,12 +78,18 @@ def values(model):
     return found
 
 
-def check_refused(model, inputs, labels, expected):
-    """Trains on a batch that must be refused: by this word, and without a change."""
+def check_refused(model, inputs, labels, expected, train=None):
+    """Trains on a batch that must be refused: by this word, and without a change.
+
+    Args:
+        train: Trains on inputs and labels; None: `fit` does.
+    """
     before = values(model)
+    if train is None:
+        train = functools.partial(model.fit, batch_size=SIZE, verbose=0, shuffle=False)
     try:
-        model.fit(inputs, labels, batch_size=SIZE, verbose=0, shuffle=False)
-    except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+        train(inputs, labels)
+    except (tf.errors.OpError, ValueError, TypeError) as error:
         assert expected in str(error), f"{expected!r} is not in {error}"
     else:
         raise AssertionError(f"was not refused: {expected}")
@@ -109,11 +115,72 @@ def try_bad_number(name, row, bad):
         check_refused(model_of(name), inputs, labels, "is NaN or infinite")
 
 
+def try_bad_shapes(name):
+    """Trains on ids that are strings, of too few fields, and of too few examples."""
+    inputs, labels = batch()
+    for ids, expected in (
+        (inputs["ids"].astype(str), "dtype" if _compat.IS_KERAS_3 else "string"),
+        (inputs["ids"][:, :-1], f"[{SIZE},{NUM_TABLES - 1}]" if name == "collection" else "slice"),
+        (inputs["ids"][:-1], "cardinality"),
+    ):
+        check_refused(model_of(name), inputs | {"ids": ids}, labels, expected)
+
+
+def try_no_examples(name):
+    """Does a step without an example: no number becomes NaN."""
+    model, (inputs, labels) = model_of(name), batch()
+    data = tf.data.Dataset.from_tensors((inputs, labels)).map(
+        lambda inputs, labels: ({key: one[:0] for key, one in inputs.items()}, labels[:0])
+    )
+    model.fit(data, verbose=0)
+    assert all(np.isfinite(value.numpy()).all() for value in model.weights), name
+
+
+# Ends of ragged bags that do not fit 8 ids: descending, too far, too near, below 0, ...
+BAD_ENDS = ([0, 5, 2, 8], [0, 2, 5, 100], [0, 2, 5, 6], [0, -2, 5, 8], [2, 3, 5, 8])
+BAD_ENDS += ([0, 2, 5, 2**62],)
+
+
+@functools.cache
+def model_of_bags():
+    ids = keras.Input([None], dtype="int64", ragged=True)
+    table = embedding_of(random_table(NUM_ROWS, DIM, 0), name="tags", combiner="sum")
+    model = keras.Model(ids, keras.layers.Dense(1)(table(ids)))
+    model.compile(SlipstreamOptimizer(keras.optimizers.Adam(0.1), policy="aggressive"), loss="mse")
+    _step(model, _bags([0, 2, 5, 8]), np.ones([3, 1], np.float32))
+    return model
+
+
+def _step(model, inputs, labels):
+    """Trains without `tf.data`, which would see what is wrong with a ragged tensor."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(inputs, training=True) - labels) ** 2)
+    variables = model.trainable_variables
+    model.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+
+def _bags(ends):
+    values = tf.range(8, dtype=tf.int64)
+    return tf.RaggedTensor.from_row_splits(values, tf.constant(ends, tf.int64), validate=False)
+
+
+def try_bad_bags(ends):
+    """Trains on ragged bags whose ends make no sense."""
+    model = model_of_bags()
+    check_refused(
+        model, _bags(ends), np.ones([3, 1], np.float32), "", functools.partial(_step, model)
+    )
+
+
 def trial(seed, folder):
-    """Tries one table of each model, and numbers that are not finite."""
+    """Tries one table of each model, numbers that are not finite, and what is malformed."""
     del folder
     for name in KINDS:
         for bad in (-1, NUM_ROWS, 2**31, -(2**63)):
             try_bad_id(name, seed % NUM_TABLES, seed * 3 % SIZE, bad)
         try_bad_number(name, seed % SIZE, (np.nan, np.inf, -np.inf)[seed % 3])
-    return {"batches": 6 * len(KINDS)}
+        try_bad_shapes(name)
+        try_no_examples(name)
+    for ends in BAD_ENDS:
+        try_bad_bags(ends)
+    return {"batches": 10 * len(KINDS) + len(BAD_ENDS)}
