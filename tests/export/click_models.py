@@ -9,13 +9,18 @@ from tf_slipstream._compat import keras
 NUM_ROWS, DIM, NUM_TAGS, NUM_DENSE = 1000, 5, 3, 4
 
 
-def click_model(optimizer=None, num_rows=NUM_ROWS):
-    """Returns a model of dense features, a user and several tags; the same in every call."""
+def click_model(optimizer=None, num_rows=NUM_ROWS, user_vocabulary=None):
+    """Returns a model of dense features, a user and several tags; the same in every call.
+
+    Args:
+        user_vocabulary: What gives users rows, if they have raw ids.
+    """
     dense = keras.Input([NUM_DENSE], name="features")
     user = keras.Input([], dtype="int64", name="user")
     tags = keras.Input([NUM_TAGS], dtype="int64", name="tags")
+    user_row = user if user_vocabulary is None else user_vocabulary(user)
     rows = [
-        embedding_of(random_table(num_rows, DIM), name="user_table")(user),
+        embedding_of(random_table(num_rows, DIM), name="user_table")(user_row),
         embedding_of(random_table(num_rows, DIM, 1), name="tag_table", combiner="mean")(tags),
     ]
     output = keras.layers.Dense(1, activation="sigmoid", name="output")
