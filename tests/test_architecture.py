@@ -20,6 +20,7 @@ OPTIONAL_PACKAGES = ("pandas", "pyarrow", "matplotlib", "prometheus_client", "tq
 
 # From the bottom up: a module imports from its own layer and from those below.
 LAYERS = (
+    {"file_errors"},
     {"_compat", "combiner", "delta", "policy"},
     {"state"},
     {"ops", "update_rules"},
@@ -39,10 +40,10 @@ LAYERS = (
 # What the folders below may import beside themselves and the standard library: folders of ours, and
 # libraries.
 ALLOWED_IMPORTS = {
-    "analysis": (set(), {"numpy", "pyarrow", "tensorflow"}),
+    "analysis": ({"file_errors"}, {"numpy", "pyarrow", "tensorflow"}),
     "comparison": ({"analysis"}, {"numpy"}),
-    "data": (set(), {"numpy", "pyarrow", "tensorflow"}),
-    "delta": (set(), {"numpy"}),
+    "data": ({"file_errors"}, {"numpy", "pyarrow", "tensorflow"}),
+    "delta": ({"file_errors"}, {"numpy"}),
     "state": ({"policy"}, {"numpy", "tensorflow"}),
     "ops": ({"state"}, {"numpy", "tensorflow"}),
     "update_rules": (set(), {"numpy", "tensorflow"}),

@@ -1,9 +1,9 @@
 // Preloaded into a process, has one operation on files below a folder fail: the n-th.
 //
-// `failing_arm(folder, n, error)` begins to count; error 0 is a write of half of what was given,
-// which is no failure. `failing_disarm()` returns how many operations there were, and whether one
-// failed is told by `failing_fired()`. Reading is not counted, and what cleans up (unlink, rmdir,
-// close) does not fail.
+// `failing_arm(folder, n, error, of_reads)` begins to count, what reads or what writes; error 0 is
+// a write of half of what was given, which is no failure. `failing_disarm()` returns how many
+// operations there were, and whether one failed is told by `failing_fired()`. What cleans up
+// (unlink, rmdir, close) does not fail.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,14 +19,15 @@
 
 static char folder[PATH_MAX];
 static atomic_int armed, count, fire_at, fired;
-static int error_number;
+static int error_number, counts_reads;
 
-void failing_arm(const char* path, int n, int error) {
+void failing_arm(const char* path, int n, int error, int of_reads) {
   snprintf(folder, sizeof(folder), "%s", path);
   count = 0;
   fired = 0;
   fire_at = n;
   error_number = error;
+  counts_reads = of_reads;
   armed = 1;
 }
 int failing_disarm(void) {
@@ -35,25 +36,33 @@ int failing_disarm(void) {
 }
 int failing_fired(void) { return fired; }
 
-// Whether this operation is the one. `is_write`: one that may be short.
-static int fails(const char* path, int is_write) {
-  if (!armed || path == NULL || strncmp(path, folder, strlen(folder)) != 0) return 0;
-  if (error_number == 0 && !is_write) return 0;
+static int is_one(const char* path) {
+  if (path == NULL || strncmp(path, folder, strlen(folder)) != 0) return 0;
   if (atomic_fetch_add(&count, 1) + 1 != fire_at) return 0;
   fired = 1;
   errno = error_number;
   return 1;
 }
 
-static int fails_at(int fd, int is_write) {
-  if (!armed) return 0;
+static int is_one_at(int fd) {
   char link[64], path[PATH_MAX];
   snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
   const ssize_t size = readlink(link, path, sizeof(path) - 1);
   if (size < 0) return 0;
   path[size] = 0;
-  return fails(path, is_write);
+  return is_one(path);
 }
+
+// Whether this operation is the one. `is_write`: one that may be short.
+static int fails(const char* path, int is_write) {
+  return armed && !counts_reads && (error_number != 0 || is_write) && is_one(path);
+}
+static int fails_at(int fd, int is_write) {
+  return armed && !counts_reads && (error_number != 0 || is_write) && is_one_at(fd);
+}
+// The same of what reads.
+static int read_fails(const char* path) { return armed && counts_reads && is_one(path); }
+static int read_fails_at(int fd) { return armed && counts_reads && is_one_at(fd); }
 
 #define NEXT(name) __typeof__(&name) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
@@ -64,7 +73,8 @@ static int fails_at(int fd, int is_write) {
     va_start(more, flags);                                                  \
     const int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0; \
     va_end(more);                                                           \
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;         \
+    const int writes = flags & (O_WRONLY | O_RDWR);                         \
+    if (writes ? fails(path, 0) : read_fails(path)) return -1;              \
     return next(path, flags, mode);                                         \
   }
 OPEN(open)
@@ -77,17 +87,18 @@ OPEN(open64)
     va_start(more, flags);                                                  \
     const int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0; \
     va_end(more);                                                           \
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path, 0)) return -1;         \
+    const int writes = flags & (O_WRONLY | O_RDWR);                         \
+    if (writes ? fails(path, 0) : read_fails(path)) return -1;              \
     return next(at, path, flags, mode);                                     \
   }
 OPENAT(openat)
 OPENAT(openat64)
 
-#define FOPEN(name)                                    \
-  FILE* name(const char* path, const char* mode) {     \
-    NEXT(name);                                        \
-    if (mode[0] != 'r' && fails(path, 0)) return NULL; \
-    return next(path, mode);                           \
+#define FOPEN(name)                                                      \
+  FILE* name(const char* path, const char* mode) {                       \
+    NEXT(name);                                                          \
+    if (mode[0] == 'r' ? read_fails(path) : fails(path, 0)) return NULL; \
+    return next(path, mode);                                             \
   }
 FOPEN(fopen)
 FOPEN(fopen64)
@@ -109,6 +120,23 @@ PWRITE(pwrite64, off64_t)
 size_t fwrite(const void* data, size_t size, size_t num, FILE* file) {
   NEXT(fwrite);
   return error_number != 0 && fails_at(fileno(file), 0) ? 0 : next(data, size, num, file);
+}
+
+ssize_t read(int fd, void* data, size_t size) {
+  NEXT(read);
+  return read_fails_at(fd) ? -1 : next(fd, data, size);
+}
+#define PREAD(name, offset_type)                                  \
+  ssize_t name(int fd, void* data, size_t size, offset_type at) { \
+    NEXT(name);                                                   \
+    return read_fails_at(fd) ? -1 : next(fd, data, size, at);     \
+  }
+PREAD(pread, off_t)
+PREAD(pread64, off64_t)
+
+size_t fread(void* data, size_t size, size_t num, FILE* file) {
+  NEXT(fread);
+  return read_fails_at(fileno(file)) ? 0 : next(data, size, num, file);
 }
 ssize_t copy_file_range(int from, off64_t* from_at, int to, off64_t* to_at, size_t size,
                         unsigned flags) {

@@ -16,6 +16,8 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 # A short write is no failure: what is written then must be whole.
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EACCES": errno.EACCES, "short": 0}
+# That of what reads; the others are of what writes.
+ERRORS["EIO-read"] = errno.EIO
 
 
 def compile_library(folder):
@@ -49,7 +51,8 @@ def contents(folder):
 class Files:
     """What is done, and what there is before: a version, its marks, a delta, a log.
 
-    Each method that does something makes `made` in the folder `out`, and checks it.
+    Each method yields what it makes in the folder `out`, does it when asked for the next, and then
+    checks it, when nothing fails any more.
     """
 
     def __init__(self, folder):
@@ -73,6 +76,7 @@ class Files:
 
         yield self.out / "2"
         apply.apply_delta(self.kept / "1", self.kept / "d2", self.out / "2")
+        yield
         published_version.PublishedVersion(self.out / "2").verify()
 
     def delta(self):
@@ -80,6 +84,7 @@ class Files:
 
         yield self.out / "d9"
         self.export.save_delta(self.model, 1, self.out / "d9", version=9)
+        yield
         inspection.inspect(self.out / "d9")
 
     def version(self):
@@ -87,6 +92,7 @@ class Files:
 
         yield self.out / "9"
         self.export.save_version(self.model, self.out / "9")
+        yield
         published_version.PublishedVersion(self.out / "9").verify()
 
     def page(self):
@@ -94,7 +100,23 @@ class Files:
 
         yield self.out / "page.html"
         write_text(self.out / "page.html", "text " * 5000)
+        yield
         assert (self.out / "page.html").read_text() == "text " * 5000
+
+    def log(self):
+        from tf_slipstream.analysis.open_log import open_log
+
+        yield self.out / "none"
+        chunks = [*open_log(self.kept / "log.csv").chunks()]
+        yield
+        assert sum(len(chunk.keys) for chunk in chunks) == 100
+
+    def inspect(self):
+        from tf_slipstream.delta import inspection, published_version
+
+        yield self.out / "none"
+        inspection.inspect(self.kept / "d2")
+        published_version.PublishedVersion(self.kept / "1").verify()
 
     def checkpoint(self):
         from tf_slipstream._compat import tf_variable
@@ -124,7 +146,8 @@ def try_one(files, what, error, number):
     doing = getattr(files, what)()
     made = next(doing)
     failure = None
-    lib().failing_arm(str(files.folder).encode(), number, ERRORS[error])
+    of_reads = error.endswith("-read")
+    lib().failing_arm(str(files.folder).encode(), number, ERRORS[error], of_reads)
     try:
         next(doing, None)
     except Exception as raised:
@@ -132,9 +155,11 @@ def try_one(files, what, error, number):
     lib().failing_disarm()
     if not lib().failing_fired():
         assert failure is None, repr(failure)
+        next(doing, None)
         return False, None
     names = {path.name for path in files.out.iterdir()}
     if failure is None:
+        next(doing, None)
         return True, "done all the same"
     # TensorFlow names a path in its errors of files, or the operation that failed.
     assert str(files.folder) in str(failure), f"no path in {failure!r}"
@@ -166,16 +191,17 @@ def main(folder, error, every, *kinds):
     return int(is_broken)
 
 
-WHATS = ("apply", "delta", "page", "checkpoint", "version")
+WHATS = ("apply", "delta", "page", "checkpoint", "log", "inspect", "version")
 
 
 def trial(seed, folder):
-    """Tries all operations with one error, and of a version's, which take long, one in 7."""
+    """Tries all operations with one error; of each sixth trial a version's, which take long."""
     folder, error = pathlib.Path(folder), list(ERRORS)[seed % len(ERRORS)]
     files = folder / "files"
     files.mkdir()
-    whats = ("version",) if seed % 5 == 4 else WHATS[:-1]
-    done = run(compile_library(folder), files, error, 7 if seed % 5 == 4 else 1, *whats)
+    is_of_version = seed % 6 == 5
+    whats = ("version",) if is_of_version else WHATS[:-1]
+    done = run(compile_library(folder), files, error, 7 if is_of_version else 1, *whats)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-500:]
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("done ")]
     return {"operations": sum(int(words[3]) for words in lines)}

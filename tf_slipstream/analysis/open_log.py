@@ -3,6 +3,7 @@
 import pathlib
 
 from tf_slipstream.analysis.chunk import LogError
+from tf_slipstream.file_errors import naming
 
 _PARQUET_MAGIC, _GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
 # That no text has.
@@ -37,7 +38,7 @@ def open_log(path, fields=None, label=None, time=None):
         )
     if path.is_dir():
         raise LogError(f"{path} is a folder. Pass one of the files in it.")
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if not head:
         raise LogError(f"{path} is empty. Pass a log with examples.")

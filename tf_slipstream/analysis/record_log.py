@@ -11,6 +11,7 @@ from tf_slipstream.analysis.chunk import (
     hashed_cells,
     mixed,
 )
+from tf_slipstream.file_errors import naming
 
 _BATCH = 2**14
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -31,7 +32,7 @@ class RecordLog:
 
     def __init__(self, path, fields=None, label=None, time=None):
         self._path, self._size = path, max(1, path.stat().st_size)
-        with path.open("rb") as stream:
+        with naming(path), path.open("rb") as stream:
             is_gzipped = stream.read(2) == _GZIP_MAGIC
         self._records = tf.data.TFRecordDataset(str(path), "GZIP" if is_gzipped else "")
         with _explained(path):

@@ -14,6 +14,7 @@ from tf_slipstream.analysis.chunk import (
     choose_columns,
     hashed_cells,
 )
+from tf_slipstream.file_errors import naming
 
 _BLOCK_BYTES = 2**22
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -40,7 +41,7 @@ class TextLog:
 
     def __init__(self, path, fields=None, label=None, time=None):
         self._path, self._size = path, max(1, path.stat().st_size)
-        with path.open("rb") as stream:
+        with naming(path), path.open("rb") as stream:
             self._is_gzipped = stream.read(2) == _GZIP_MAGIC
         first = next((raw for raw, _, _ in self._blocks()), None)
         if first is None:
@@ -78,7 +79,7 @@ class TextLog:
         """Yields whole lines, how much was read with them, and whether they are the first."""
         is_first = True
         try:
-            with self._path.open("rb") as file:
+            with naming(self._path), self._path.open("rb") as file:
                 stream = gzip.GzipFile(fileobj=file) if self._is_gzipped else file
                 while raw := stream.read(_BLOCK_BYTES):
                     raw += stream.readline(_BLOCK_BYTES)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 
-from tf_slipstream.delta.file_ranges import naming
+from tf_slipstream.file_errors import naming
 
 
 def check_can_write(path):

@@ -3,6 +3,7 @@
 import pathlib
 
 from tf_slipstream.data.criteo_text import TextClickLog
+from tf_slipstream.file_errors import naming
 
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -78,7 +79,7 @@ def _head(path):
         if not path.is_file():
             # A pipe, say. A log is read more than once.
             raise ValueError(f"Expected a regular file; {path} is none. Pass the path of a copy.")
-        with path.open("rb") as stream:
+        with naming(path), path.open("rb") as stream:
             head = stream.read(len(_PARQUET_MAGIC))
     except PermissionError as error:
         raise PermissionError(

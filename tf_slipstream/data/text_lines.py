@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 
+from tf_slipstream.file_errors import naming
+
 _BLOCK_BYTES = 2**20
 _NEWLINE = b"\n"[0]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -53,7 +55,7 @@ def line_blocks(path, is_gzipped):
     """
     line = 1
     try:
-        with (gzip.open if is_gzipped else open)(path, "rb") as stream:
+        with naming(path), (gzip.open if is_gzipped else open)(path, "rb") as stream:
             while raw := _read_lines(stream, path, line):
                 yield LineBlock(raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw, line)
                 line += raw.count(b"\n")
@@ -62,9 +64,6 @@ def line_blocks(path, is_gzipped):
             f"{path}, line {line} or later: expected gzipped text; it is cut off or damaged "
             f"({error}). Get the file anew."
         ) from error
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _read_lines(stream, path, line):

@@ -11,6 +11,7 @@ from tf_slipstream.delta.fingerprint import updated_fingerprint
 from tf_slipstream.delta.patched_copy import copy_patched
 from tf_slipstream.delta.published_version import PublishedVersion
 from tf_slipstream.delta.version_record import INDEX, RECORD, VersionRecord, paths_in, sha256
+from tf_slipstream.file_errors import read_bytes
 
 _FINGERPRINT = pathlib.PurePath("fingerprint.pb")
 
@@ -132,7 +133,7 @@ def _write_fingerprint(base, delta, folder, index):
     # From the delta, so that every host makes the same files.
     uuid = int(sha256(f"{delta.result.id} {sha256(index)}".encode())[:32], 16)
     try:
-        fingerprint = updated_fingerprint(path.read_bytes(), index, uuid)
+        fingerprint = updated_fingerprint(read_bytes(path), index, uuid)
     except ExportError as error:
         raise ExportError(f"{path} cannot be read ({error}): copy the version again") from None
     (folder / _FINGERPRINT).write_bytes(fingerprint)

@@ -16,7 +16,7 @@ import shutil
 import time
 
 from tf_slipstream.delta.errors import ExportError
-from tf_slipstream.delta.file_ranges import naming
+from tf_slipstream.file_errors import naming
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-[a-z0-9_]+", re.DOTALL)
 # File systems exist whose locks do nothing. There, only the leftovers of others are this old.
@@ -123,6 +123,9 @@ def _make_folder(path):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError:
+        os.rmdir(path)
+        raise
 
 
 def _new_temporary(path, make):

@@ -1,26 +1,15 @@
 """Reads, writes and copies ranges of open files, whatever the file system does piecemeal."""
 
-import contextlib
 import errno
 import os
 import shutil
 
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.file_errors import naming
 
 _COPY_BYTES = 64 << 20
 # What copy_file_range says where a file system, or a pair of them, does not have it.
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-
-
-@contextlib.contextmanager
-def naming(path):
-    """Has an `OSError` of the block name a file, if it names none, as a write's does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def copy_range(old, new, start, end, progress=lambda num_bytes: None):

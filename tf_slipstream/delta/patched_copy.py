@@ -13,6 +13,7 @@ import numpy as np
 from tf_slipstream.delta import file_ranges
 from tf_slipstream.delta.crc32c import crc32c, crc32c_change, masked, unmasked
 from tf_slipstream.delta.delta_file import NONE, ROWS
+from tf_slipstream.file_errors import naming
 
 # Writes of 1 MB take up to ten times as long as these on Linux 6.18 with ext4 (measured).
 _BUFFER_BYTES = 1 << 18
@@ -43,7 +44,7 @@ def copy_patched(base, delta, shard, target, progress):
     with open(base.index.data_path(shard), "rb") as old, open(target, "xb") as new:
         size = os.fstat(old.fileno()).st_size
         # Before any work, so that a full disk is known at once.
-        with file_ranges.naming(target):
+        with naming(target):
             os.posix_fallocate(new.fileno(), 0, size)
         done = 0
         for entry, number, kind in sorted(changes, key=lambda change: change[0].offset):

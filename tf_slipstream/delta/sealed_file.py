@@ -22,6 +22,7 @@ import numpy as np
 
 from tf_slipstream.delta import atomic, fields
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.file_errors import naming
 
 FORMAT = 1
 _MAGIC = b"SLIPSTRM"
@@ -85,7 +86,7 @@ class SealedFile:
 
     def __init__(self, path, kind):
         self.path, self.kind = path, kind
-        with open(path, "rb") as file:
+        with naming(path), open(path, "rb") as file:
             data = self._read_header(file)
         with self.refusing():
             self.header = fields.read_json(data)
@@ -149,7 +150,7 @@ class SealedFile:
         Raises:
             ExportError: If a section was altered.
         """
-        with open(self.path, "rb") as file:
+        with naming(self.path), open(self.path, "rb") as file:
             for name, (offset, size, sha256) in self._sections.items():
                 file.seek(offset)
                 digest = hashlib.sha256()

@@ -16,6 +16,7 @@ import numpy as np
 from tf_slipstream.delta import dtypes, wire
 from tf_slipstream.delta.crc32c import crc32c, masked
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.file_errors import read_bytes
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
@@ -75,7 +76,7 @@ class TensorIndex:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self._data = self.path.read_bytes()
+        self._data = read_bytes(path)
         self._blocks = []
         self.entries, self.slices, self.num_shards = {}, [], 1
         try:

@@ -12,6 +12,7 @@ import typing
 
 from tf_slipstream.delta import fields
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.file_errors import naming, read_bytes
 
 # Format 1 has neither `files` nor `sha256`.
 FORMAT = 2
@@ -89,7 +90,7 @@ def read_record(folder):
     if not path.is_file():
         return None
     try:
-        return _record_of(fields.read_json(path.read_bytes()))
+        return _record_of(fields.read_json(read_bytes(path)))
     except ExportError as error:
         raise ExportError(f"{path} cannot be read ({error}): copy the version again") from None
 
@@ -138,7 +139,7 @@ def sha256(data):
 def sha256_of_file(path):
     """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         while data := file.read(_READ_BYTES):
             digest.update(data)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_slipstream.delta.errors import ExportError
+from tf_slipstream.file_errors import read_bytes
 
 
 def check_stock_ops(path, allow_ops=()):
@@ -22,7 +23,7 @@ def check_stock_ops(path, allow_ops=()):
         ExportError: If there are others; it names each, and where it is.
     """
     saved_model = saved_model_pb2.SavedModel()
-    saved_model.ParseFromString(pathlib.Path(path, "saved_model.pb").read_bytes())
+    saved_model.ParseFromString(read_bytes(pathlib.Path(path, "saved_model.pb")))
     found = {}
     for meta_graph in saved_model.meta_graphs:
         graph = meta_graph.graph_def

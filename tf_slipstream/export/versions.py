@@ -15,6 +15,7 @@ from tf_slipstream.export import model_variables
 from tf_slipstream.export.signatures import signatures_of
 from tf_slipstream.export.stock_ops import check_stock_ops
 from tf_slipstream.export.tracker import tracker_of
+from tf_slipstream.file_errors import read_bytes
 
 _LOOKUP_TABLES = (
     tf.lookup.StaticHashTable,
@@ -79,7 +80,7 @@ def save_version(
         with atomic.new_folder(path) as folder:
             tf.saved_model.save(served, str(folder), signatures=signatures)
             check_stock_ops(folder, allow_ops)
-            index_sha256 = sha256((folder / INDEX).read_bytes())
+            index_sha256 = sha256(read_bytes(folder / INDEX))
             record = VersionRecord(version_id, version, tensors, index_sha256, files_of(folder))
             record.write(folder)
             num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
