@@ -12,6 +12,7 @@ constexpr int64_t kDistance = 16;
 constexpr int64_t kChunk = 4096;
 // Lookups from the prefetch to the use, of ids without a row.
 constexpr int64_t kAhead = 16;
+constexpr int64_t kMostCounted = int64_t{1} << 61;
 constexpr int64_t kUnknown = -1;
 // It may have one, in a later bucket than the first.
 constexpr int64_t kNotThere = -2;
@@ -102,10 +103,14 @@ class Step {
   const int64_t* Id(const int64_t* ids, int64_t i) const { return ids + i * num_words(); }
   uint64_t HashOfId(const int64_t* id) const { return Hash(id, num_words()); }
 
+  // A slot may say anything, of a checkpoint that somebody damaged.
+  bool IsInTable(int64_t row) const {
+    return static_cast<uint64_t>(row) < static_cast<uint64_t>(v_.capacity);
+  }
+
   // Whether a row that has a slot with the tag of an id is the id's.
   bool IsId(int64_t row, const int64_t* id, uint64_t hash) const {
-    // Whatever was restored.
-    if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(v_.capacity)) return false;
+    if (!IsInTable(row)) return false;
     // No two words have the same hash, of which the tag is one half. So a cache line less is read.
     // Another thread may see the row now, which leaves this half as it is.
     if (kNumWords == 1) {
@@ -190,7 +195,7 @@ class Step {
       return kNotThere;
     }
     const int64_t row = RowOf(slot);
-    if (static_cast<uint64_t>(row) < static_cast<uint64_t>(v_.capacity)) {
+    if (IsInTable(row)) {
       if (kNumWords != 1) __builtin_prefetch(Id(v_.ids, row));
       __builtin_prefetch(v_.last_seen + row, 1);
     }
@@ -299,9 +304,9 @@ class Step {
       for (int64_t s = 0; s < kSlots; ++s) {
         if (slots[s] != 0 && RowOf(slots[s]) == row) hole = slots + s;
       }
+      if (hole == nullptr && !IsFull(slots)) return;  // of a damaged index
       if (hole == nullptr) bucket = After(bucket);
     }
-    if (hole == nullptr) return;  // of state that was not restored whole
     // A bucket that was full may have sent ids on to later ones: one of them comes back.
     while (hole != nullptr) {
       const bool was_full = std::count(Bucket(bucket), Bucket(bucket) + kSlots, 0) == 0;
@@ -323,7 +328,9 @@ class Step {
           is_full = false;
           continue;
         }
-        const int64_t home = Scaled(HashOfRow(RowOf(slots[s])), v_.num_buckets);
+        const int64_t row = RowOf(slots[s]);
+        if (!IsInTable(row)) continue;
+        const int64_t home = Scaled(HashOfRow(row), v_.num_buckets);
         const int64_t moved = later >= home ? later - home : later - home + v_.num_buckets;
         if (moved >= gone) {
           *hole = slots[s];
@@ -341,7 +348,10 @@ class Step {
     std::memset(v_.ids + row * num_words(), 0, num_words() * sizeof(int64_t));
     Mark(v_.changed_ids, row);
     v_.last_seen[row] = 0;
-    v_.free_rows[counters_.num_free++] = static_cast<int32_t>(row);
+    // There is always room, unless a row that has an id is among the free ones.
+    if (counters_.num_free < counters_.num_given) {
+      v_.free_rows[counters_.num_free++] = static_cast<int32_t>(row);
+    }
     taken_back_.push_back(row);
   }
 
@@ -397,8 +407,11 @@ class Step {
 bool IsWhole(const VocabularySettings& settings, const Vocabulary& v) {
   const VocabularyCounters& c = *v.counters;
   const int64_t num_rows = v.capacity - settings.first_row();
-  return 0 <= c.step && 0 <= c.num_given && c.num_given <= num_rows && 0 <= c.num_free &&
-         c.num_free <= c.num_given && 0 <= c.hand && c.hand < num_rows &&
+  const int64_t* counters = reinterpret_cast<const int64_t*>(v.counters);
+  // So that none of them overflows.
+  const auto is_count = [](int64_t count) { return 0 <= count && count < kMostCounted; };
+  return std::all_of(counters, counters + kNumVocabularyCounters, is_count) &&
+         c.num_given <= num_rows && c.num_free <= c.num_given && c.hand < num_rows &&
          std::all_of(
              v.free_rows, v.free_rows + c.num_free,
              [&](int32_t row) { return settings.first_row() <= row && row < v.capacity; });

@@ -9,7 +9,10 @@ int main(int num_arguments, char**) {
   slipstream::TestLiveRows();
   slipstream::TestUpdateRows();
   slipstream::TestStaleness();
-  if (num_arguments == 1) slipstream::TestHostileState();
+  if (num_arguments == 1) {
+    slipstream::TestHostileState();
+    slipstream::TestHostileVocabulary();
+  }
   slipstream::TestThreadTeam();
   slipstream::TestGatherRows();
   slipstream::TestHugePages();

@@ -21,6 +21,7 @@ namespace slipstream {
 // One function per kernel, called by main.
 void TestGatherRows();
 void TestHostileState();
+void TestHostileVocabulary();
 void TestHugePages();
 void TestRowCache();
 void TestLiveRows();

@@ -42,7 +42,8 @@ class Part:
 
 
 PARTS = {
-    "hostile_state": Part("hostile_state", 0.2),
+    "hostile_state": Part("hostile_state", 0.15),
+    "hostile_vocabulary": Part("hostile_vocabulary", 0.05),
     "failing_files": Part("failing_files", 0.15),
     "kills": Part("kills", 0.2),
     "fuzzing": Part("fuzzing", 0.2),

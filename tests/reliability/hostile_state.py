@@ -15,6 +15,7 @@ from tests.policy.training import METRICS, RULES, inner_of, policies
 from tf_slipstream import SlipstreamOptimizer, _compat
 from tf_slipstream._compat import keras
 
+REFUSALS = (tf.errors.InvalidArgumentError, ValueError)
 INTEGERS = (-1, 0, 1, 2**31, 2**63 - 2, 2**63 - 1, -(2**63))
 FLOATS = (np.nan, np.inf, -0.0)
 # Two tables, so that one can tell of the other.
@@ -132,7 +133,7 @@ def check_case(training, good, name, place, number):
         training.set_values(hostile)
         try:
             use()
-        except (tf.errors.InvalidArgumentError, ValueError):
+        except REFUSALS:
             num_refused += 1
             after = training.values()
             changed = [key for key in after if after[key].tobytes() != hostile[key].tobytes()]

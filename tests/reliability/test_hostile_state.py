@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.policy.training import Product, policies
-from tests.reliability import hostile_state
+from tests.reliability import hostile_state, hostile_vocabulary
 from tests.reliability.failing_files import ROOT
 from tf_slipstream.state.schema import POLICY_STATE, POOL_INTS
 
@@ -26,9 +26,12 @@ def sleeping():
 
 
 # A process of its own: a crash has no traceback.
-@pytest.mark.parametrize("seed", [5, 2])
-def test_no_number_anywhere_crashes_or_changes_what_it_should_not(seed):
-    command = [sys.executable, "-m", hostile_state.__name__, str(seed), "--few"]
+@pytest.mark.parametrize(
+    "module, seed",
+    [(hostile_state, 5), (hostile_state, 2), (hostile_vocabulary, 5), (hostile_vocabulary, 2)],
+)
+def test_no_number_anywhere_crashes_or_changes_what_it_should_not(module, seed):
+    command = [sys.executable, "-m", module.__name__, str(seed), "--few"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-1000:]
     assert "done" in done.stdout.splitlines()[-1]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tf_slipstream.ops import _library
 from tf_slipstream.ops.vocabulary_fallback import look_up_and_admit
-from tf_slipstream.state.vocabulary import OF_STEP, counter
+from tf_slipstream.state.vocabulary import OF_STEP, counter, is_whole
 
 
 def admit_ids(name, variables, settings, words, num_unreset=0):
@@ -43,6 +43,11 @@ def admit_ids(name, variables, settings, words, num_unreset=0):
 
     def step(words, *arrays):
         arrays = {one: np.array(array) for one, array in zip(OF_STEP, arrays, strict=True)}
+        if not is_whole(settings, arrays):
+            raise ValueError(
+                f"vocabulary '{name}': it was not restored whole. No row was changed. Restore the "
+                "model with its optimizer, or start with a new optimizer."
+            )
         counts = [counter(arrays["counters"], one) for one in ("num_forgotten", "num_evicted")]
         if counter(arrays["counters"], "num_reset") + num_unreset < sum(counts):
             raise ValueError(

@@ -46,11 +46,13 @@ def find_ids(index, row_ids, settings, words):
 
     places = tf.range(tf.shape(words, tf.int64)[0])
     shape = tf.TensorShape([None])
+    # A damaged index without a free slot is gone through once.
     *_, rows = tf.while_loop(
         lambda places, *_: tf.size(places) > 0,
         look,
-        [places, _scaled(_upper(hashes), num_buckets), tf.zeros_like(places), rows],
-        shape_invariants=[shape, shape, shape, rows.shape],
+        (places, _scaled(_upper(hashes), num_buckets), tf.zeros_like(places), rows),
+        shape_invariants=(shape, shape, shape, rows.shape),
+        maximum_iterations=num_buckets * (SLOTS + 1),
     )
     return rows
 

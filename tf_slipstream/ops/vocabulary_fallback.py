@@ -76,11 +76,17 @@ class _Step:
             slots = self.index[bucket]
             for slot in slots[slots != 0]:
                 row = (int(slot) & _LOWER) - 1
-                if int(slot) >> 32 & _LOWER == tag and np.array_equal(self.row_ids[row], word):
+                if int(slot) >> 32 & _LOWER != tag or not self.is_in_table(row):
+                    continue
+                if np.array_equal(self.row_ids[row], word):
                     return row
             if not slots.all():
                 break
         return -1
+
+    def is_in_table(self, row):
+        """A slot may say anything, of a checkpoint that somebody damaged."""
+        return 0 <= row < len(self.row_ids)
 
     def see(self, row, hash_):
         seen, step = int(self.last_seen[row]), self.counters["step"]
@@ -106,16 +112,21 @@ class _Step:
         row = self.free_row()
         if row < 0:
             return oov
-        bucket = next(b for b in self.buckets_from(home) if not self.index[b].all())
-        slot = int(np.flatnonzero(self.index[bucket] == 0)[0])
-        self.index[bucket, slot] = slots_of(np.array([hash_]), np.array([row]))[0]
-        self.mark("changed_index", bucket)
+        self.insert(hash_, home, row)
         self.row_ids[row] = word
         self.mark("changed_ids", row)
         self.last_seen[row] = seen_at(np.array([hash_]), counters["step"])[0]
         counters["num_admitted"] += 1
         counters["num_known_lookups"] += 1
         return row
+
+    def insert(self, hash_, home, row):
+        for bucket in self.buckets_from(home):
+            free = np.flatnonzero(self.index[bucket] == 0)
+            if len(free):
+                self.index[bucket, free[0]] = slots_of(np.array([hash_]), np.array([row]))[0]
+                self.mark("changed_index", bucket)
+                return
 
     def count(self, hash_):
         sketch, counters = self.arrays["sketch"], self.counters
@@ -174,8 +185,10 @@ class _Step:
         self.row_ids[row] = 0
         self.mark("changed_ids", row)
         self.last_seen[row] = 0
-        self.free_rows[self.counters["num_free"]] = row
-        self.counters["num_free"] += 1
+        # There is always room, unless a row that has an id is among the free ones.
+        if self.counters["num_free"] < self.counters["num_given"]:
+            self.free_rows[self.counters["num_free"]] = row
+            self.counters["num_free"] += 1
         self.taken_back.append(row)
 
     def home_of(self, row):
@@ -186,8 +199,10 @@ class _Step:
         for bucket in self.buckets_from(self.home_of(row)):
             (places,) = np.nonzero((self.index[bucket] & _LOWER) == row + 1)
             if len(places):
-                hole = (bucket, int(places[0]))
+                hole = (bucket, int(places[-1]))
                 break
+            if not self.index[bucket].all():
+                return  # of a damaged index
         while hole is not None:
             was_full = self.index[hole[0]].all()
             self.index[hole] = 0
@@ -200,9 +215,10 @@ class _Step:
             later = (hole[0] + gone) % num_buckets
             for slot in range(SLOTS):
                 value = int(self.index[later, slot])
-                if not value:
+                row = (value & _LOWER) - 1
+                if not value or not self.is_in_table(row):
                     continue
-                moved = (later - self.home_of((value & _LOWER) - 1)) % num_buckets
+                moved = (later - self.home_of(row)) % num_buckets
                 if moved >= gone:
                     self.index[hole] = value
                     return later, slot

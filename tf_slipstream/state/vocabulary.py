@@ -15,6 +15,7 @@ ROWS_PER_BUCKET = 4
 SKETCH_BYTES = 16
 STEP_BITS = 27
 _LEAST_BLOCKS = 1024
+_MOST_COUNTED = 1 << 61
 MAX_COUNT = (1 << (32 - STEP_BITS)) - 1
 # As the last byte of a string's id: it ends there, or is too long to be kept.
 END, TOO_LONG = 1, 2
@@ -95,6 +96,20 @@ class VocabularySettings:
 def counter(counters, name):
     """Returns one of a vocabulary's counters, an int."""
     return int(counters[schema.VOCABULARY_COUNTERS.index(name)])
+
+
+def is_whole(settings, arrays):
+    """Returns whether counters and the stack of free rows make sense, as `IsWhole` there."""
+    counters, free_rows = arrays["counters"], arrays["free_rows"]
+    if counters.min() < 0 or counters.max() >= _MOST_COUNTED:
+        return False
+    num_given, num_free, hand = (counter(counters, n) for n in ("num_given", "num_free", "hand"))
+    capacity = len(free_rows)
+    num_rows = capacity - settings.first_row
+    if not (num_given <= num_rows and num_free <= num_given and hand < num_rows):
+        return False
+    free = free_rows[:num_free]
+    return bool(np.all((settings.first_row <= free) & (free < capacity)))
 
 
 def hash_ids(words):
