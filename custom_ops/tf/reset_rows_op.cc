@@ -104,6 +104,17 @@ class ResetRowsOp : public OpKernel {
                                   held->shape().DebugString()));
       local_held = held->flat<float>().data();
     }
+    for (int s = 0; s < num_slots_; ++s) {
+      const int64_t size = variables.tensor(1 + s)->NumElements();
+      OP_REQUIRES_OK(context, CheckSize(*variables.tensor(1 + s),
+                                        size == num_rows ? num_rows : num_rows * dim));
+    }
+    Tensor* changed_rows = variables.tensor(1 + num_slots_ + num_last_steps_);
+    OP_REQUIRES_OK(context, CheckSize(*changed_rows, (num_rows + 31) / 32));
+    if (num_last_steps_ > 0) {
+      OP_REQUIRES_OK(context, CheckSize(*variables.tensor(1 + num_slots_), num_rows));
+    }
+    // Nothing fails from here on.
     const int64_t row_bytes = table->TotalBytes() / std::max<int64_t>(1, num_rows);
     char* to = Data<char>(table);
     for (int64_t i = 0; i < num; ++i) {
@@ -120,11 +131,8 @@ class ResetRowsOp : public OpKernel {
     }
     if (num_last_steps_ > 0) {
       Tensor* last_steps = variables.tensor(1 + num_slots_);
-      OP_REQUIRES_OK(context, CheckSize(*last_steps, num_rows));
       for (int64_t i = 0; i < num; ++i) last_steps->flat<int32_t>()(first[i]) = 0;
     }
-    Tensor* changed_rows = variables.tensor(1 + num_slots_ + num_last_steps_);
-    OP_REQUIRES_OK(context, CheckSize(*changed_rows, (num_rows + 31) / 32));
     uint32_t* bits = Data<uint32_t>(changed_rows);
     for (int64_t i = 0; i < num; ++i) bits[first[i] / 32] |= 1u << (first[i] % 32);
     for (const Staleness& one : staleness) {
