@@ -48,6 +48,16 @@ def test_no_update_is_lost_where_workers_write_the_same_rows(cluster, policy, ca
         assert (held > 0) == (stats["num_cached_rows"] > 0) == (cache == {})
 
 
+def test_no_update_is_lost_with_4_workers_and_4_servers(forks, tmp_path):
+    with clusters.Cluster(forks, tmp_path, num_workers=4, num_servers=4) as cluster:
+        result = run(cluster, "sums", seconds=SECONDS, policy=programs.SLEEPY, cache={})
+    assert result["num_wrong"] == result["missing"] == 0, result
+    stats = result["after"]
+    assert stats["num_lookups"] == result["lookups"]
+    assert stats["num_deferred_lookups"] > result["lookups"] / 4
+    assert stats["num_held_batches"] == stats["num_lost_batches"] == 0
+
+
 def test_with_an_age_of_0_every_row_is_pulled_and_gradients_are_still_held(cluster):
     cache = {"max_age": 0}
     result = run(cluster, "sums", seconds=0, policy=programs.SLEEPY, cache=cache)
