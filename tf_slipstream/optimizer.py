@@ -89,7 +89,7 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
     def _build(self, variables):
         strategy = _compat.strategy_of(self)
         if is_on_servers(strategy):
-            check_tasks()
+            check_tasks(strategy)
             _compat.count_atomically(self.inner_optimizer.iterations)
         tables = Tables(
             variables,

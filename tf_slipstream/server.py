@@ -20,6 +20,7 @@ import sys
 
 import tensorflow as tf
 
+from tf_slipstream.engine.connections import end_when_lost
 from tf_slipstream.ops._library import needed_native_ops
 
 _JOBS = ("worker", "ps")
@@ -92,6 +93,7 @@ def main(argv=None):
     try:
         cluster, job, index = parse_task(sys.argv[1:] if argv is None else argv)
         needed_native_ops()
+        end_when_lost(cluster)
     except (ValueError, RuntimeError) as error:
         print(f"tf_slipstream.server: {error}", file=sys.stderr)
         return 2

@@ -204,7 +204,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
 
     def _add_shards(self, strategy):
         """Adds a vocabulary for each server, all variables of which are on it."""
-        check_tasks()
+        check_tasks(strategy)
         starts = vocabulary_shards.row_starts(self.capacity, self._settings, num_tasks("ps"))
         self._own.is_on_servers, self._own.starts = True, tuple(starts)
         for shard, (start, end) in enumerate(zip(starts, starts[1:])):

@@ -126,8 +126,10 @@ class Cluster:
     ):
         self._forks, self._folder, self._program = forks, pathlib.Path(folder), program
         self._box = box
-        # Beside what waits for a link that is cut, others must go on.
-        self.environ = {} if box is None else {"TF_NUM_INTEROP_THREADS": "8"}
+        self.environ = {}
+        if box is not None:
+            # Beside what waits for a link that is cut, others must go on.
+            self.environ = {"TF_NUM_INTEROP_THREADS": "8", "TF_SLIPSTREAM_LOST_AFTER": "16"}
         if box is None:
             addresses = [f"localhost:{port}" for port in free_ports(num_workers + num_servers)]
         else:

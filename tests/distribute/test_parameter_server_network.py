@@ -7,6 +7,7 @@ import pytest
 
 from tests.benchmarks.programs import ROOT
 from tests.distribute import clusters, programs
+from tf_slipstream import _compat
 
 from distribution import network  # isort: skip (tests.benchmarks puts its folder on the path)
 
@@ -94,3 +95,34 @@ def test_a_link_that_is_cut_and_then_slow_loses_no_update(box, run):
     if result["iterations"] == result["steps"]:
         assert result["num_wrong"] == 0
     assert result["stats"]["num_lost_batches"] == 0
+
+
+def test_a_worker_whose_link_is_cut_for_good_holds_nobody(box, run):
+    for worker in (0, 1):
+        run.wait_until(worker, 1)
+    box.links.cut("worker1")
+    try:
+        time.sleep(1)
+        result = run.result()
+    finally:
+        box.links.mend("worker1")
+    # The step that it was doing is done by the other, and may have been done.
+    assert result["steps"] <= result["iterations"] <= result["steps"] + 1
+    # What it holds is told.
+    assert result["stats"]["num_held_batches"] + result["stats"]["num_lost_batches"] > 0
+
+
+@pytest.mark.skipif(not _compat.IS_KERAS_3, reason="tf_keras's fit has no checkpoints of ours")
+def test_fit_goes_on_and_saves_without_a_worker_whose_link_is_cut(box, boxed, tmp_path):
+    settings = {"rule": "Adagrad", "policy": programs.SLEEPY, "folder": str(tmp_path)}
+    settings |= {"epochs": 10_000, "steps": 60, "no_validation": True}
+    fit = clusters.Coordinator(boxed, PROGRAMS, "fit", json.dumps(settings))
+    try:
+        fit.wait_for("epoch 1 done", SECONDS)
+        box.links.cut("worker1")
+        num_done = fit.log().count(" done")
+        fit.wait_for(f"epoch {num_done + 2} done", 2 * SECONDS)
+        assert (tmp_path / f"ckpt-{60 * (num_done + 2)}.index").exists()
+    finally:
+        box.links.mend("worker1")
+        fit.close()

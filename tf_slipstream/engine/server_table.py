@@ -8,6 +8,7 @@ import weakref
 import tensorflow as tf
 
 from tf_slipstream.engine import registry
+from tf_slipstream.engine.connections import end_when_lost
 from tf_slipstream.engine.padding import without_padding
 from tf_slipstream.ops._library import needed_native_ops
 from tf_slipstream.ops._tables import NO_POOLS
@@ -133,13 +134,18 @@ def num_tasks(job):
     return len({device.task for device in devices if device.job == job})
 
 
-def check_tasks():
-    """Checks that every task of the cluster has the ops.
+def check_tasks(strategy):
+    """Checks that every task of the cluster has the ops, and notices from now on when one is gone.
+
+    Args:
+        strategy: `tf.distribute.ParameterServerStrategy`.
 
     Raises:
         RuntimeError: If one has not, or this process has not.
     """
     ops = needed_native_ops()
+    # Its `cluster_resolver` is None, in all releases that are supported.
+    end_when_lost(strategy._cluster_resolver.cluster_spec().as_dict())
     for device in tf.config.list_logical_devices("CPU"):
         spec = tf.DeviceSpec.from_string(device.name)
         if spec.job not in ("worker", "ps"):
