@@ -76,6 +76,10 @@ def main():
     if args.best_of:
         train_at_best_rates(args, compared)
         return
+    for data in args.data:
+        lacks = [one for one in args.optimizer if one not in RATES.get(data, ())]
+        if lacks and not args.learning_rate:
+            sys.exit(f"{data} has no rate for {lacks[0]}: give --learning-rate or --best-of")
     planned = [
         (configuration, settings_of(args, data, optimizer, rate, seed, configuration))
         for data in args.data
