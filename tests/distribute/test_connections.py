@@ -14,6 +14,8 @@ import socket, sys, time
 from tf_slipstream.engine.connections import end_when_lost
 cluster, *ports = {"worker": [f"localhost:{sys.argv[1]}"]}, *map(int, sys.argv[1:])
 ends = [socket.create_connection(("127.0.0.1", port)) for port in ports]
+for end in ends:
+    end.setblocking(False)
 end_when_lost(cluster)
 end_when_lost(cluster)
 for _ in range(40):

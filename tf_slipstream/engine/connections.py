@@ -81,10 +81,12 @@ def _peers(address):
 
 
 def _sockets():
-    """Yields copies of this process's TCP connections."""
+    """Yields copies of this process's TCP connections that do not block, as those of gRPC."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            is_socket = os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+            # Of others a default timeout of Python's would make such ones.
+            if not is_socket or os.get_blocking(int(name)):
                 continue
             one = socket.socket(fileno=os.dup(int(name)))
             if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
