@@ -2,6 +2,9 @@
 
 A kind of input is a function `kind(random, folder)` that makes one altered input and reads it. It
 raises what the reader raises; `ExportError` and `ValueError` are refusals, anything else a fault.
+
+`python -m tests.reliability.fuzzing KIND NUM` tries that many of one kind. With TMPDIR in memory it
+takes 0.2 to 2 ms for each.
 """
 
 import functools
@@ -9,7 +12,9 @@ import gzip
 import json
 import os
 import pathlib
+import resource
 import shutil
+import sys
 
 import numpy as np
 
@@ -258,3 +263,19 @@ def trial(seed, folder):
     numbers = range(seed * INPUTS_OF_A_TRIAL, (seed + 1) * INPUTS_OF_A_TRIAL)
     refused = sum(try_input(kind, number, folder) for kind in KINDS for number in numbers)
     return {"inputs": len(KINDS) * len(numbers), "refused": refused}
+
+
+def main(kind, num):
+    """Tries inputs of a kind, and says how many and in how much memory."""
+    (kind,) = [one for one in KINDS if one.__name__ == kind]
+    folder, num, num_refused = lasting_folder(), int(num), 0
+    for seed in range(num):
+        num_refused += try_input(kind, seed, folder)
+        if seed + 1 in (num // 10, num):
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            words = f"{kind.__name__}: {seed + 1:,} inputs, {num_refused:,} refused"
+            print(f"{words}, {memory:.2f} GB at most", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
