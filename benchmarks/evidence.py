@@ -132,14 +132,34 @@ def _saved(name, policies, optimizers=OPTIMIZERS):
 
 def chosen():
     """What ways of choosing inputs cost, each at its own best rate."""
+    return _chosen("choosing_inputs")
+
+
+def chosen_of_long_logs():
+    return _chosen("choosing_inputs_long")
+
+
+def chosen_clicks():
+    return _chosen("choosing_clicks")
+
+
+def wide():
+    return _chosen("choosing_wide")
+
+
+def _chosen(file):
     rows = [["data", "seeds", "way", "kept", "AUC", "change", "log loss", "change"]]
-    for settings, found in _jobs("choosing_inputs", "none"):
+    for settings, found in _jobs(file, "none"):
         title = [settings["data"], str(found["none"].num_seeds)]
         if "click_rate" in settings:
             title[0] += f", {settings['click_rate']:.0%} positive"
+        if settings["data"].endswith("_clicks"):
+            title[0] += f", {1 / (1 + settings['negatives']):.0%} positive"
         for name, one in found.items():
-            way, _, kept = name.partition("=")
+            way, _, kept = name.removesuffix(",wide").partition("=")
             row = ["all inputs", "100%"] if name == "none" else [f"`{way}`", f"{float(kept):.0%}"]
+            if name.endswith(",wide"):
+                row[0] = "all inputs, `wide`" if kept == "1" else f"{row[0]}, `wide`"
             for measure in ("auc", "log_loss"):
                 change = "" if name == "none" else _signed(one, measure)
                 row += [f"{one.values[measure]:.4f}", change]
@@ -226,7 +246,7 @@ def _markdown(rows):
 TABLES = {
     made.__name__: made
     for made in (parity, parity_log_loss, presets, long_log, changing_logs, auto, chosen)
-}
+} | {made.__name__: made for made in (chosen_of_long_logs, chosen_clicks, wide)}
 TABLES |= {made.__name__: made for made in (steps, short_steps)}
 
 if __name__ == "__main__":
