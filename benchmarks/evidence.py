@@ -155,7 +155,7 @@ def _chosen(file):
             title[0] += f", {settings['click_rate']:.0%} positive"
         if settings["data"].endswith("_clicks"):
             title[0] += f", {1 / (1 + settings['negatives']):.0%} positive"
-        for name, one in found.items():
+        for name, one in sorted(found.items(), key=lambda item: item[0] != "none"):
             way, _, kept = name.removesuffix(",wide").partition("=")
             row = ["all inputs", "100%"] if name == "none" else [f"`{way}`", f"{float(kept):.0%}"]
             if name.endswith(",wide"):
