@@ -25,7 +25,7 @@ def end_when_lost(cluster):
     TCP asks them now and then, as it does with `SO_KEEPALIVE`. After `TF_SLIPSTREAM_LOST_AFTER`
     seconds without an answer, by default 60, a connection fails, and TensorFlow says of the machine
     that it is unavailable: of a worker, so that another does its step; of a server as an error. 0:
-    nothing ends. A thread sees to new connections, and costs nothing that could be measured.
+    nothing ends. A thread looks for new connections every two seconds.
 
     Args:
         cluster: Dict from a job to its addresses, "HOST:PORT".

@@ -52,7 +52,7 @@ def find_ids(index, row_ids, settings, words):
         look,
         (places, _scaled(_upper(hashes), num_buckets), tf.zeros_like(places), rows),
         shape_invariants=(shape, shape, shape, rows.shape),
-        maximum_iterations=num_buckets * (SLOTS + 1),
+        maximum_iterations=min(num_buckets * (SLOTS + 1), tf.int32.max),
     )
     return rows
 
