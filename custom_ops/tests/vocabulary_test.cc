@@ -97,7 +97,8 @@ void TestSteps(int64_t num_words, int64_t admit_after, int64_t forget_after) {
   CHECK(alone.counters[0].num_admitted > 97);
 }
 
-// State of a checkpoint that somebody damaged: refused, or nothing is read or written out of bounds.
+// State of a checkpoint that somebody damaged: refused, or nothing is read or written out of
+// bounds.
 void TestHostile(int64_t num_words, int64_t forget_after) {
   VocabularySettings settings;
   settings.num_words = num_words;
@@ -120,7 +121,12 @@ void TestHostile(int64_t num_words, int64_t forget_after) {
   Arrays good(settings, kCapacity);
   for (int step = 0; step < 9; ++step) do_step(&good);
   // A slot of a row that there is not, in all places of a tag too.
-  const int64_t numbers[] = {-1, 0, 1, kCapacity + 1, int64_t{1} << 31, int64_t{1} << 61,
+  const int64_t numbers[] = {-1,
+                             0,
+                             1,
+                             kCapacity + 1,
+                             int64_t{1} << 31,
+                             int64_t{1} << 61,
                              std::numeric_limits<int64_t>::max(),
                              std::numeric_limits<int64_t>::min()};
   int64_t num_refused = 0;
