@@ -357,7 +357,7 @@ def test_a_vocabulary_and_its_table_grow(dtype):
     assert model.get_layer("table").input_dim == vocabulary.capacity == 50
     model.compile(model.optimizer, loss="binary_crossentropy")
     np.testing.assert_allclose(model.predict(asked, verbose=0), before, rtol=1e-6)
-    gc.collect()
+    gc.collect(1)  # the old variables; of all objects it takes half a minute
     fit(model, 4, 8, dtype)
     stats = vocabulary.stats()
     assert (stats.num_evicted, stats.capacity) == (before_evicted(stats), 50)
