@@ -461,5 +461,5 @@ def test_a_layer_that_was_resized_is_forgotten_with_its_model():
     table = weakref.ref(model.optimizer.tables["user"].table)
     keras.backend.clear_session()
     del model
-    gc.collect(1)
+    gc.collect()
     assert table() is None
