@@ -74,8 +74,8 @@ class Training:
             batch += [ids, self._random.normal(size=[len(ids), DIM]).astype(np.float32)]
         return batch
 
-    def step(self, batch):
-        self._apply(*map(tf.constant, batch))
+    def step(self, batch=None):
+        self._apply(*map(tf.constant, self.next_batch if batch is None else batch))
 
     @property
     def variables(self):
@@ -146,23 +146,33 @@ def check_case(training, good, name, place, number):
     return num_refused
 
 
-def trial(seed, folder, every=1):
+def try_cases(training, check, seed, every):
     """Tries every number at every place of the state of a training, or one of `every`.
+
+    Args:
+        training: With `values`, `set_values` and `step`.
+        check: Of the training, its state, and a case: in how many uses it was refused.
+        seed: Of the places.
+        every: Positive integer.
 
     Returns:
         How many cases there were, and in how many something was refused.
     """
-    del folder
-    training = Training(seed)
     good = training.values()
     num_cases, num_refused = 0, 0
     for case in itertools.islice(cases_of(good, seed), 0, None, every):
-        print(seed, training.rule, *case, flush=True)
-        num_refused += check_case(training, good, *case) > 0
+        print(seed, *case, flush=True)
+        num_refused += check(training, good, *case) > 0
         num_cases += 1
     training.set_values(good)
-    training.step(training.next_batch)  # nothing that was refused is left anywhere
+    training.step()  # nothing that was refused is left anywhere
     return {"cases": num_cases, "refused": num_refused}
+
+
+def trial(seed, folder, every=1):
+    """Tries the state of an optimizer, as `try_cases`."""
+    del folder
+    return try_cases(Training(seed), check_case, seed, every)
 
 
 if __name__ == "__main__":

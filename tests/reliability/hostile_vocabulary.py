@@ -3,13 +3,12 @@
 Run as a program it tries one seed: `python -m tests.reliability.hostile_vocabulary SEED [--few]`.
 """
 
-import itertools
 import sys
 
 import numpy as np
 import tensorflow as tf
 
-from tests.reliability.hostile_state import REFUSALS, cases_of
+from tests.reliability.hostile_state import REFUSALS, try_cases
 from tf_slipstream import DynamicVocabulary, SlipstreamEmbedding, SlipstreamOptimizer
 from tf_slipstream._compat import keras, tf_variable
 
@@ -90,22 +89,9 @@ def check_case(training, good, name, place, number):
 
 
 def trial(seed, folder, every=1):
-    """Tries every number at every place of a vocabulary's state, or one of `every`.
-
-    Returns:
-        How many cases there were, and in how many something was refused.
-    """
+    """Tries the state of a vocabulary, as `try_cases`."""
     del folder
-    training = Training(seed)
-    good = training.values()
-    num_cases, num_refused = 0, 0
-    for case in itertools.islice(cases_of(good, seed), 0, None, every):
-        print(seed, *case, flush=True)
-        num_refused += check_case(training, good, *case) > 0
-        num_cases += 1
-    training.set_values(good)
-    training.step()
-    return {"cases": num_cases, "refused": num_refused}
+    return try_cases(Training(seed), check_case, seed, every)
 
 
 if __name__ == "__main__":
