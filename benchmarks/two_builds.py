@@ -10,6 +10,7 @@ median of the ratios of turns that follow each other, with the 10th and 90th per
 """
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -111,6 +112,9 @@ def serve(args):
     num_grads = args.lookups // max(args.bag, 1)
     grads = tf.constant(random.normal(scale=1e-3, size=(num_grads, dim)), tf.float32)
     combiner = "sum" if args.bag else None
+    # The layer of builds before bags were summed in training had no such argument.
+    parameters = inspect.signature(slipstream.SlipstreamEmbedding.call).parameters
+    as_in_fit = {"training": True} if "training" in parameters else {}
     layer = slipstream.SlipstreamEmbedding(num_rows, dim, combiner=combiner, name="table")
     layer.build(None)
     optimizer = slipstream.SlipstreamOptimizer(getattr(keras.optimizers, args.rule)(1e-3))
@@ -122,7 +126,8 @@ def serve(args):
         gradient = tf.IndexedSlices(grads, ids, shape)
         if args.bag:
             with tf.GradientTape() as tape:
-                sums = layer(tf.reshape(ids[: num_grads * args.bag], [-1, args.bag]))
+                bags = tf.reshape(ids[: num_grads * args.bag], [-1, args.bag])
+                sums = layer(bags, **as_in_fit)
             gradient = tape.gradient(sums, layer.embeddings, grads)
         optimizer.apply_gradients([(gradient, layer.embeddings)])
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_slipstream import _compat
 from tf_slipstream.engine import registry
 from tf_slipstream.field_layout import FieldLayout
-from tf_slipstream.ids import Ids, as_ids, check_rank, kind
+from tf_slipstream.ids import Ids, as_ids, check_rank, join_splits, kind
 from tf_slipstream.table_layer import TableLayer, check_dim, draw
 
 _initializers = _compat.keras.initializers
@@ -155,26 +155,36 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             return tf.convert_to_tensor(value, dtype)
         return draw(initializer, shape, dtype, num_rows)
 
-    def call(self, inputs, weights=None):
+    def call(self, inputs, weights=None, training=None):
         self._register_tables()
         fields = self._by_field(inputs)
         if fields is None:
-            return tf.cast(self._call_array(inputs, weights), self.compute_dtype)
+            return tf.cast(self._call_array(inputs, weights, training), self.compute_dtype)
         places = [self.layout.place_of(field) for field in fields]
         for place, ids in zip(places, fields.values(), strict=True):
             self._reset_field(place, ids)
         ids = self._ids_of_fields(fields, self._by_field(weights, fields))
         dense = [one.of_lookups(one.dense) for one in ids]
-        rows = self._lookup(self.layout.rows_of_fields(self._user, places, dense))
+        rows = self.layout.rows_of_fields(self._user, places, dense)
+        splits = [one.splits() for one in ids] if self._sums_bags(training) else [None]
+        if any(one is None for one in splits):
+            outputs = self._outputs_of_rows(ids, dense, self._lookup(rows))
+        else:
+            sums = self._lookup(rows, join_splits(splits))
+            parts = _split(sums, [tf.size(one) - 1 for one in splits])
+            outputs = map(Ids.outputs_of_sums, ids, parts, splits)
+        return _like(inputs, fields, [tf.cast(one, self.compute_dtype) for one in outputs])
+
+    def _outputs_of_rows(self, ids, dense, rows):
         if self._combiner is None:
             rows = tf.cast(rows, self.compute_dtype)  # once for all fields; bags are summed first
-        parts = tf.split(rows, [tf.size(one) for one in dense]) if len(ids) > 1 else [rows]
         outputs = []
+        parts = _split(rows, [tf.size(one) for one in dense])
         for one, looked_up, part in zip(ids, dense, parts, strict=True):
             shape = tf.concat([tf.shape(looked_up), [self.output_dim]], axis=0)
             part = tf.ensure_shape(tf.reshape(part, shape), [*looked_up.shape, self.output_dim])
-            outputs.append(tf.cast(one.outputs(part), self.compute_dtype))
-        return _like(inputs, fields, outputs)
+            outputs.append(one.outputs(part))
+        return outputs
 
     def _by_field(self, inputs, fields=None):
         """Returns a dict from field to its part of `inputs`; None for an array, or for None.
@@ -218,7 +228,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             found.append(Ids(user, ids, one_weights, self._combiner, self.mask_zero))
         return found
 
-    def _call_array(self, inputs, weights):
+    def _call_array(self, inputs, weights, training):
         ids = as_ids(inputs)
         self._check_array(ids.shape, kind(ids))
         combiner = self._combiner
@@ -231,7 +241,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         ids = Ids(self._user, ids, weights, combiner, self.mask_zero)
         axis = ids.dense.shape.rank - (1 if combiner is None else 2)
         rows = self.layout.rows_of_array(self._user, ids.dense, axis)
-        return ids.outputs(self._lookup(ids.of_lookups(rows)))
+        return self._outputs(ids, rows, training)
 
     def _check_array(self, shape, kind_of_ids=tf.Tensor):
         """Checks the static shape of ids of all fields, as far as it is known."""
@@ -282,7 +292,7 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             shape = shape[:-1]
         return _as(given, (*shape, self.output_dim))
 
-    def compute_output_spec(self, inputs, weights=None):
+    def compute_output_spec(self, inputs, weights=None, training=None):
         def spec(ids, shape):
             is_ragged = self._combiner is None and getattr(ids, "ragged", False)
             return _compat.symbolic_output(shape, self.compute_dtype, is_ragged)
@@ -395,6 +405,10 @@ def _is_list_of_shapes(shape):
 def _as(given, shape):
     """Returns a shape as one of the kind that was given, which tf_keras's are."""
     return tf.TensorShape(shape) if isinstance(given, tf.TensorShape) else shape
+
+
+def _split(values, sizes):
+    return tf.split(values, sizes) if len(sizes) > 1 else [values]
 
 
 def _like(inputs, fields, outputs):

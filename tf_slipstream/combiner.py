@@ -58,6 +58,23 @@ def combine_segments(rows, weights, segment_ids, num_segments, combiner, in_orde
     return _normalised(combined, weights, combiner, sum_bags)
 
 
+def divide_by_sizes(sums, sizes, combiner):
+    """Combines bags whose rows are summed.
+
+    Args:
+        sums: float32 `[num_bags, dim]`.
+        sizes: float32 `[num_bags]`, rows of each.
+        combiner: As in `combine_bags`.
+
+    Returns:
+        `[num_bags, dim]`.
+    """
+    if combiner == "sum":
+        return sums
+    sizes = sizes if combiner == "mean" else tf.sqrt(sizes)
+    return tf.math.divide_no_nan(sums, sizes[:, tf.newaxis])
+
+
 def _normalised(combined, weights, combiner, sum_bags):
     if combiner == "sum":
         return combined

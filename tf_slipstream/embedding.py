@@ -127,12 +127,11 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
         initializer = _compat.with_another_seed(initializer, shard)
         return draw(initializer, shape, dtype, self.input_dim, **kwargs)
 
-    def call(self, inputs, weights=None):
+    def call(self, inputs, weights=None, training=None):
         self._register_tables()
         self._reset_taken_back(inputs, self.embeddings_initializer)
         ids = Ids(self._user, inputs, weights, self._combiner, self.mask_zero)
-        rows = self._lookup(ids.of_lookups(ids.dense))
-        return tf.cast(ids.outputs(rows), self.compute_dtype)
+        return tf.cast(self._outputs(ids, ids.dense, training), self.compute_dtype)
 
     def compute_mask(self, inputs, mask=None):
         if self._combiner is not None or not self.mask_zero:
@@ -146,7 +145,7 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
         shape = super().compute_output_shape(input_shape)
         return shape if self._combiner is None else shape[:-2] + shape[-1:]
 
-    def compute_output_spec(self, inputs, weights=None):
+    def compute_output_spec(self, inputs, weights=None, training=None):
         shape = self.compute_output_shape(inputs.shape)
         is_ragged = self._combiner is None and getattr(inputs, "ragged", False)
         return _compat.symbolic_output(shape, self.compute_dtype, is_ragged)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments
+from tf_slipstream.combiner import COMBINERS, combine_bags, combine_segments, divide_by_sizes
 
 
 class Ids:
@@ -66,6 +66,40 @@ class Ids:
             combined = self._combine_segments(rows, weights)
         return _without_innermost(ids, combined) if is_ragged else combined
 
+    def splits(self):
+        """Returns where each bag begins in what is looked up, and its end: int64 `[num_bags + 1]`.
+
+        None where sums of rows by bags are not all that a combiner needs: without one, with
+        weights, and for a sparse tensor, whose ids may be in any order.
+        """
+        is_sparse = kind(self._ids) is tf.SparseTensor
+        if self._combiner is None or self._weights is not None or is_sparse:
+            return None
+        if self._are_alike:
+            shape = tf.shape(self.dense, tf.int64)
+            splits = tf.range(tf.reduce_prod(shape[:-1]) + 1) * shape[-1]
+        else:
+            splits = tf.cast(self._innermost.row_splits, tf.int64)
+        if self._places is None:
+            return splits
+        is_lookup = tf.not_equal(tf.reshape(self.dense, [-1]), 0)
+        num_before = tf.pad(tf.cumsum(tf.cast(is_lookup, tf.int64)), [[1, 0]])
+        return tf.gather(num_before, splits)
+
+    def outputs_of_sums(self, sums, splits):
+        """Returns what the sums of all bags make.
+
+        Args:
+            sums: `[num_bags, dim]`.
+            splits: What `splits` returned.
+        """
+        sizes = tf.cast(splits[1:] - splits[:-1], sums.dtype)
+        combined = divide_by_sizes(sums, sizes, self._combiner)
+        if self._are_alike:
+            combined = self._in_shape(combined, tf.shape(self.dense)[:-1])
+        is_ragged = isinstance(self._ids, tf.RaggedTensor)
+        return _without_innermost(self._ids, combined) if is_ragged else combined
+
     def _combine_segments(self, rows, weights):
         bag_of, shape = self._bags()
         if self._places is not None:
@@ -74,9 +108,13 @@ class Ids:
         in_order = kind(self._ids) is not tf.SparseTensor
         num_bags = tf.reduce_prod(shape)
         combined = combine_segments(rows, weights, bag_of, num_bags, self._combiner, in_order)
-        combined = tf.reshape(combined, tf.concat([shape, rows.shape[-1:]], axis=0))
+        return self._in_shape(combined, shape)
+
+    def _in_shape(self, combined, shape):
+        """Returns combined bags `[num_bags, dim]` as `[*shape, dim]`."""
+        combined = tf.reshape(combined, tf.concat([shape, combined.shape[-1:]], axis=0))
         if self._are_alike and self.dense.shape.rank is not None:
-            combined = tf.ensure_shape(combined, [*self.dense.shape[:-1], rows.shape[-1]])
+            combined = tf.ensure_shape(combined, [*self.dense.shape[:-1], combined.shape[-1]])
         return combined
 
     @property
@@ -95,11 +133,16 @@ class Ids:
         if self._are_alike:
             shape = tf.shape(self.dense, tf.int64)
             return tf.repeat(tf.range(tf.reduce_prod(shape[:-1])), shape[-1]), shape[:-1]
+        num_bags = tf.cast(self._innermost.nrows(), tf.int64)
+        return tf.cast(self._innermost.value_rowids(), tf.int64), num_bags[tf.newaxis]
+
+    @property
+    def _innermost(self):
+        """Of ragged ids, those whose rows are the bags."""
         innermost = self._ids
         while isinstance(innermost.values, tf.RaggedTensor):
             innermost = innermost.values
-        num_bags = tf.cast(innermost.nrows(), tf.int64)
-        return tf.cast(innermost.value_rowids(), tf.int64), num_bags[tf.newaxis]
+        return innermost
 
     def _weights_of_lookups(self, dtype):
         """Returns the weights of what is looked up; None where all are 1."""
@@ -121,6 +164,13 @@ def _without_innermost(ids, combined):
     if isinstance(ids.values, tf.RaggedTensor):
         return ids.with_values(_without_innermost(ids.values, combined))
     return ids.with_values(combined) if ids.values.shape.rank > 1 else combined
+
+
+def join_splits(all_splits):
+    """Returns the splits of ids one after the other, each with its `splits`."""
+    ends = tf.cumsum([splits[-1] for splits in all_splits])
+    parts = [splits[1:] + end - splits[-1] for splits, end in zip(all_splits, tf.unstack(ends))]
+    return tf.concat([tf.zeros([1], tf.int64), *parts], axis=0)
 
 
 def as_ids(inputs):

@@ -13,6 +13,7 @@ from tf_slipstream.engine import registry, taken_back
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
 from tf_slipstream.initial_rows import initial_rows
 from tf_slipstream.ops.gather_rows import gather_from_many, gather_rows
+from tf_slipstream.ops.sum_bags import can_sum_bags, sum_bags
 from tf_slipstream.policy import StalenessPolicy, as_policy
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
@@ -118,14 +119,45 @@ class TableLayer:
             )
         return _compat.add_table_shards(self, strategy, num_tasks("ps"), **arguments)
 
-    def _lookup(self, ids):
-        """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`."""
+    def _outputs(self, ids, rows, training):
+        """Looks rows up, and makes of them what the layer returns.
+
+        Args:
+            ids: `Ids`.
+            rows: The row of each of their `dense`, of the same shape.
+            training: As Keras has it.
+        """
+        rows = ids.of_lookups(rows)
+        splits = ids.splits() if self._sums_bags(training) else None
+        if splits is None:
+            return ids.outputs(self._lookup(rows))
+        return ids.outputs_of_sums(self._lookup(rows, splits), splits)
+
+    def _sums_bags(self, training):
+        """Whether bags are summed by an op of ours: in training, for which nobody exports it."""
+        return (
+            self._combiner is not None
+            and _compat.is_training_step(training)
+            and not self._shards
+            and can_sum_bags(self._table())
+        )
+
+    def _lookup(self, ids, splits=None):
+        """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`.
+
+        Args:
+            ids: Rows of the table.
+            splits: Of `Ids`, where `_sums_bags`: returns the sums of bags.
+        """
         if self._shards:
             return self._lookup_on_servers(ids)
         # The op's name carries the table's into the error for a bad id; eager execution drops it.
+        name = f"table_{self.name}"
         gather = tf.gather if self.num_rows <= MOST_INT32_ROWS else gather_from_many
         try:
-            return gather(self._table(), ids, name=f"table_{self.name}")
+            if splits is not None:
+                return sum_bags(self._table(), ids, splits, name)
+            return gather(self._table(), ids, name=name)
         except tf.errors.InvalidArgumentError as error:
             message = f"table '{self.name}': {error.message}"
             raise tf.errors.InvalidArgumentError(error.node_def, error.op, message) from None

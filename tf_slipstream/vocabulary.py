@@ -256,8 +256,7 @@ class DynamicVocabulary(_compat.keras.layers.Layer):
     def call(self, inputs, training=None):
         self._register()
         ids = self._as_ids(inputs)
-        is_training = tf.get_static_value(training) if tf.is_tensor(training) else training
-        admits = bool(is_training) and self.trainable and not _compat.is_saving_traces()
+        admits = self.trainable and _compat.is_training_step(training)
         flat = _flat(ids)
         words = encoded_ids(self._settings, tf.reshape(flat, [-1]))
         if not admits:

@@ -10,6 +10,7 @@ Lookup, gradient and update are one `tf.function`.
 """
 
 import argparse
+import functools
 import os
 import sys
 
@@ -84,11 +85,13 @@ class Slipstream(TensorFlowStep):
 
         self.combines = args.bag > 1
         combiner = "sum" if self.combines else None
-        self.lookups = [
+        layers = [
             tf_slipstream.SlipstreamEmbedding(rows, args.dim, combiner=combiner, policy=None)
             for rows in args.cardinalities
         ]
-        self.variables = build_layers(self.lookups)
+        self.variables = build_layers(layers)
+        # As `fit` calls them.
+        self.lookups = [functools.partial(layer, training=True) for layer in layers]
         name = OPTIMIZERS[args.rule]
         make = getattr(keras.optimizers, name, None) or getattr(tf_slipstream, name)
         self.optimizer = tf_slipstream.SlipstreamOptimizer(make(equations.LEARNING_RATE))
@@ -120,7 +123,7 @@ class Collection(Slipstream):
     def _step(self, batch):
         table = as_tf_variable(self.variables[0])
         with tf.GradientTape() as tape:
-            vectors = self.layer(batch)
+            vectors = self.layer(batch, training=True)
         grad = tape.gradient(vectors, table, output_gradients=self.upstream)
         self.optimizer.apply_gradients([(grad, self.variables[0])])
         return vectors[0, :, 0]

@@ -166,12 +166,12 @@ def test_a_model_knows_that_its_calls_are_traced_to_be_saved(tmp_path):
 
     class Seeing(keras.layers.Layer):
         def call(self, inputs, training=None):
-            seen.append((bool(training), _compat.is_saving_traces()))
+            seen.append((bool(training), _compat.is_training_step(training)))
             return inputs
 
     model = keras.Sequential([Seeing()])
     model(tf.ones([2, 1]), training=True)
-    assert (True, False) in seen and (True, True) not in seen
+    assert (True, True) in seen and (True, False) not in seen
     seen.clear()
     tf.saved_model.save(model, str(tmp_path))
-    assert (True, True) in seen and (True, False) not in seen
+    assert (True, False) in seen and (True, True) not in seen

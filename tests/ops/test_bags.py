@@ -116,10 +116,12 @@ class Bags:
 
     Args:
         combiner: The layer's.
+        training: As Keras gives it to the layer.
         **options: Of the layer.
     """
 
-    def __init__(self, combiner, **options):
+    def __init__(self, combiner, training, **options):
+        self._training = training
         self.layer = slipstream.SlipstreamEmbedding(50, 4, "ones", combiner=combiner, **options)
         self.layer.build()
         self._optimizer = slipstream.SlipstreamOptimizer(keras.optimizers.Adagrad(0.5))
@@ -127,19 +129,20 @@ class Bags:
 
     def step(self, ids):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self.layer(ids) * tf.range(4.0))
+            loss = tf.reduce_sum(self.layer(ids, training=self._training) * tf.range(4.0))
         (table,) = self.layer.trainable_variables
         grad = tape.gradient(loss, _compat.tf_variable(table))
         self._optimizer.apply_gradients([(grad, table)])
 
 
+@pytest.mark.parametrize("training", [None, True])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("combiner", COMBINERS)
-def test_a_step_copies_no_gradient_and_does_what_an_eager_one_does(combiner, ragged):
+def test_a_step_copies_no_gradient_and_does_what_an_eager_one_does(combiner, ragged, training):
     ids = tf.constant(np.random.default_rng(0).integers(0, 50, [6, 5]))
     if ragged:
         ids = tf.RaggedTensor.from_tensor(ids, lengths=[5, 0, 3, 1, 2, 0])
-    eager, traced = Bags(combiner), Bags(combiner)
+    eager, traced = Bags(combiner, training), Bags(combiner, training)
     step = tf.function(traced.step).get_concrete_function(ids)
     for _ in range(3):
         eager.step(ids)

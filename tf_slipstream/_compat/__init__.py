@@ -10,6 +10,7 @@ To add something: a function of the same name and arguments in both modules, lis
 private name of Keras a test in `tests/contract` that it exists and does what we rely on.
 """
 
+from tf_slipstream._compat.calls import is_training_step
 from tf_slipstream._compat.common import (
     as_optimizer,
     check_dense_optimizer,
@@ -76,6 +77,7 @@ __all__ = [
     "has_schedule",
     "is_saving_traces",
     "is_symbolic",
+    "is_training_step",
     "is_unsupported_dtype_policy",
     "keras",
     "learning_rate_at",
