@@ -4,10 +4,11 @@
     make bench-training ARGS="--models small_mlp --batch-sizes 2048 --subjects slipstream torch"
 
 Models: `dlrm`, as published for Criteo Kaggle (33.8 M rows of 16); `small_mlp`, the same tables
-under one small layer, where the tables decide; `two_tower`. TensorFlow's subjects run `model.fit`
-on batches that are in memory, PyTorch's a plain loop. Each runs in a process of its own, in turn
-with the others, and its loss is checked against the model's in NumPy first. A result is the median
-over all steps of all rounds. Every round is appended to results/training_step.jsonl.
+under one small layer, where the tables decide; `many_fields`, the same with 100 of 10,000 rows;
+`two_tower`. TensorFlow's subjects run `model.fit` on batches that are in memory, PyTorch's a plain
+loop. Each runs in a process of its own, in turn with the others, and its loss is checked against
+the model's in NumPy first. A result is the median over all steps of all rounds. Every round is
+appended to results/training_step.jsonl.
 """
 
 import argparse
@@ -77,8 +78,8 @@ def arguments():
 
 
 def cardinalities(model, scale):
-    if model == "two_tower":
-        return [max(3, round(n * scale)) for n in training_workload.TWO_TOWER_CARDINALITIES]
+    if model in training_workload.CARDINALITIES:
+        return [max(3, round(n * scale)) for n in training_workload.CARDINALITIES[model]]
     return cases.Case(f"criteo_kaggle@{scale}x16").cardinalities
 
 

@@ -256,29 +256,32 @@ class TestBadIds:
     @pytest.mark.parametrize("bad_id", [4, -1])
     @pytest.mark.parametrize("in_graph", [False, True])
     @pytest.mark.parametrize("as_dict", [False, True])
-    def test_errors_name_layer_field_id_and_range(self, dtype, bad_id, in_graph, as_dict):
+    @pytest.mark.parametrize("training", [False, True])
+    def test_errors_name_layer_field_id_and_range(self, dtype, bad_id, in_graph, as_dict, training):
         layer, _ = shared()
         call = tf.function(layer.__call__) if in_graph else layer
         ids = tf.constant([[1, bad_id, 3, 0]], dtype)
         inputs = dict(zip(DIMS, tf.unstack(ids, axis=1))) if as_dict else ids
         message = rf"fields: field item: id {bad_id} is not in \[0, 4\)"
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            call(inputs)
+            call(inputs, training=training)
 
+    @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("kind", ["ragged", "sparse"])
-    def test_bags_are_checked_too(self, kind):
+    def test_bags_are_checked_too(self, kind, training):
         layer, _ = shared(combiner="mean")
         ids = tf.ragged.constant([[1], [], [2, 4]])
         ids = ids if kind == "ragged" else ids.to_sparse()
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"field item: id 4 is not in"):
-            layer({"item": ids, "user": ids})
+            layer({"item": ids, "user": ids}, training=training)
 
+    @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("dtype", [tf.int64, tf.uint32, tf.uint64])
-    def test_ids_past_32_bits_do_not_wrap_around(self, dtype):
+    def test_ids_past_32_bits_do_not_wrap_around(self, dtype, training):
         bad_id = 2**32 - 1 if dtype == tf.uint32 else 2**32 + 1
         layer = SlipstreamEmbeddingCollection([10, 10], 3)
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"field 1: id {bad_id} is not in"):
-            layer(tf.constant([[1, bad_id]], dtype))
+            layer(tf.constant([[1, bad_id]], dtype), training=training)
 
     def test_no_variable_changes_in_a_step_with_one(self):
         from tf_slipstream import SlipstreamOptimizer

@@ -165,7 +165,8 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
             self._reset_field(place, ids)
         ids = self._ids_of_fields(fields, self._by_field(weights, fields))
         dense = [one.of_lookups(one.dense) for one in ids]
-        rows = self.layout.rows_of_fields(self._user, places, dense)
+        is_native = self._is_native(training)
+        rows = self.layout.rows_of_fields(self._user, places, dense, is_native)
         splits = [one.splits() for one in ids] if self._sums_bags(training) else [None]
         if any(one is None for one in splits):
             outputs = self._outputs_of_rows(ids, dense, self._lookup(rows))
@@ -240,7 +241,8 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
                 weights = None if weights is None else tf.convert_to_tensor(weights)[..., None]
         ids = Ids(self._user, ids, weights, combiner, self.mask_zero)
         axis = ids.dense.shape.rank - (1 if combiner is None else 2)
-        rows = self.layout.rows_of_array(self._user, ids.dense, axis)
+        is_native = self._is_native(training)
+        rows = self.layout.rows_of_array(self._user, ids.dense, axis, is_native)
         return self._outputs(ids, rows, training)
 
     def _check_array(self, shape, kind_of_ids=tf.Tensor):

@@ -5,6 +5,7 @@ import itertools
 
 import tensorflow as tf
 
+from tf_slipstream.ops.field_rows import field_rows
 from tf_slipstream.table_layer import check_dim
 
 
@@ -104,13 +105,14 @@ class FieldLayout:
         is_long = tf.int64 in dtypes or self.num_rows > tf.int32.max
         return tf.int64 if is_long else tf.int32
 
-    def rows_of_array(self, user, ids, axis):
+    def rows_of_array(self, user, ids, axis, is_native=False):
         """Returns the rows of the table that ids of all fields name.
 
         Args:
             user: Who asks, for errors.
             ids: int32 or int64 `[..., num_fields, ...]`.
             axis: That of the fields, an int >= 0.
+            is_native: Whether an op of ours does it, which is not to be exported.
 
         Raises:
             tf.errors.InvalidArgumentError: If an id is not in its field's range, or there are more
@@ -120,6 +122,8 @@ class FieldLayout:
             shape = ids.shape.as_list()
             shape[axis] = len(self.names)
             ids = tf.ensure_shape(ids, shape)
+        if is_native:
+            return self._native_rows(user, range(len(self.names)), [ids], axis)
         others = [one for one in range(ids.shape.rank) if one != axis]
         largest = tf.reduce_max(_unsigned(ids), axis=others)
         # [num_fields, 1, ...]
@@ -130,13 +134,14 @@ class FieldLayout:
         with tf.control_dependencies(self._checks(user, range(len(self.names)), largest)):
             return tf.identity(rows)
 
-    def rows_of_fields(self, user, places, ids):
+    def rows_of_fields(self, user, places, ids, is_native=False):
         """Returns the rows that ids of some fields name, all in one tensor.
 
         Args:
             user: Who asks, for errors.
             places: List of the fields' places.
             ids: List of int32 or int64 tensors, one per place.
+            is_native: Whether an op of ours does it, which is not to be exported.
 
         Returns:
             `[num_lookups]`, those of the first field first.
@@ -145,6 +150,9 @@ class FieldLayout:
             tf.errors.InvalidArgumentError: If an id is not in its field's range.
         """
         dtype = self.index_dtype([one.dtype for one in ids])
+        if is_native:
+            same = tf.int64 if any(one.dtype == tf.int64 for one in ids) else tf.int32
+            return self._native_rows(user, places, [tf.cast(one, same) for one in ids])
         ids = [tf.reshape(tf.cast(one, dtype), [-1]) for one in ids]
         largest = tf.stack([tf.reduce_max(_unsigned(one)) for one in ids])
         rows = [
@@ -154,6 +162,17 @@ class FieldLayout:
         rows = rows[0] if len(rows) == 1 else tf.concat(rows, axis=0)
         with tf.control_dependencies(self._checks(user, places, largest)):
             return tf.identity(rows)
+
+    def _native_rows(self, user, places, ids, axis=-1):
+        return field_rows(
+            ids,
+            [self.starts[place] for place in places],
+            [self.sizes[place] for place in places],
+            [self.names[place] for place in places],
+            user,
+            self.index_dtype([ids[0].dtype]),
+            axis,
+        )
 
     def _checks(self, user, places, largest):
         """Returns what to wait for in a graph, which fails for an id outside of its field.

@@ -12,8 +12,9 @@ from tf_slipstream.combiner import COMBINERS
 from tf_slipstream.engine import registry, taken_back
 from tf_slipstream.engine.server_table import is_on_worker, num_tasks
 from tf_slipstream.initial_rows import initial_rows
+from tf_slipstream.ops._library import has_cpu_ops
 from tf_slipstream.ops.gather_rows import gather_from_many, gather_rows
-from tf_slipstream.ops.sum_bags import can_sum_bags, sum_bags
+from tf_slipstream.ops.sum_bags import sum_bags
 from tf_slipstream.policy import StalenessPolicy, as_policy
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
@@ -133,14 +134,16 @@ class TableLayer:
             return ids.outputs(self._lookup(rows))
         return ids.outputs_of_sums(self._lookup(rows, splits), splits)
 
+    def _is_native(self, training):
+        """Whether a call may have ops of ours before its lookup: one of training, not exported."""
+        if self._shards or not _compat.is_training_step(training):
+            return False
+        return has_cpu_ops(self._table())
+
     def _sums_bags(self, training):
-        """Whether bags are summed by an op of ours: in training, for which nobody exports it."""
-        return (
-            self._combiner is not None
-            and _compat.is_training_step(training)
-            and not self._shards
-            and can_sum_bags(self._table())
-        )
+        """Whether bags are summed by an op of ours."""
+        has_bags = self._combiner is not None and self._is_native(training)
+        return has_bags and self._table().dtype == tf.float32
 
     def _lookup(self, ids, splits=None):
         """Returns rows `[..., output_dim]` of the table's dtype for dense ids `[...]`.

@@ -14,6 +14,7 @@ int main(int num_arguments, char**) {
     slipstream::TestHostileVocabulary();
   }
   slipstream::TestThreadTeam();
+  slipstream::TestFieldRows();
   slipstream::TestGatherRows();
   slipstream::TestHugePages();
   slipstream::TestRowCache();

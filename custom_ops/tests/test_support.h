@@ -19,6 +19,7 @@
 namespace slipstream {
 
 // One function per kernel, called by main.
+void TestFieldRows();
 void TestGatherRows();
 void TestHostileState();
 void TestHostileVocabulary();

@@ -32,6 +32,16 @@ def native_ops(device=""):
     return _load()
 
 
+def has_cpu_ops(table):
+    """Whether there are native ops for a table that is one variable in host memory.
+
+    Args:
+        table: `tf.Variable`, or what a distribution strategy has in its place.
+    """
+    is_one = not isinstance(table, tf.distribute.DistributedValues)
+    return is_one and not is_gpu(table.device) and native_ops() is not None
+
+
 def needed_native_ops():
     """Returns the native ops, for what has no fallback.
 

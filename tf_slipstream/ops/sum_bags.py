@@ -8,25 +8,13 @@ import tensorflow as tf
 from tf_slipstream.ops import _library
 
 
-def can_sum_bags(table):
-    """Whether `sum_bags` knows a table: one float32 variable in host memory, and native ops.
-
-    Args:
-        table: `tf.Variable` `[num_rows, dim]`, or what a distribution strategy has in its place.
-    """
-    if not isinstance(table, tf.Variable) or isinstance(table, tf.distribute.DistributedValues):
-        return False
-    is_in_host_memory = not _library.is_gpu(table.device)
-    return table.dtype == tf.float32 and is_in_host_memory and _library.native_ops() is not None
-
-
 def sum_bags(table, ids, splits, name=None):
     """Sums rows by bags.
 
     Its gradient is that of `tf.gather` and a sum: each lookup's is that of its bag.
 
     Args:
-        table: `tf.Variable` for which `can_sum_bags`.
+        table: float32 `tf.Variable` `[num_rows, dim]`, for which `has_cpu_ops`.
         ids: int `[...]`; flat, the ids of one bag after those of another.
         splits: int64 `[num_bags + 1]`, where each bag begins in the flat ids, and their number.
         name: Of the op, for errors.
