@@ -51,6 +51,9 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
 
         weights: With a combiner only, float weights of the ids, in the same form.
 
+        training: Whether this is a step of training, as Keras says by itself. Then ops of ours find
+            rows and sum bags, which must not be exported.
+
     Attributes:
         layout: `FieldLayout`: which rows of the table are which field's.
 

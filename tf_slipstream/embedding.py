@@ -51,6 +51,9 @@ class SlipstreamEmbedding(TableLayer, _compat.keras.layers.Embedding):
         weights: With a combiner only, float weights of the ids, of the same kind and shape; None:
             1.
 
+        training: Whether this is a step of training, as Keras says by itself. Then ops of ours sum
+            bags, which must not be exported.
+
     Output: `[..., output_dim]` after the shape of the ids, less their last axis with a combiner.
 
     Raises:
