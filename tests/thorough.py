@@ -17,6 +17,7 @@ benchmarks/test_distribution.py::test_sleeping_rows_send_their_ids
 benchmarks/test_distribution.py::test_stock_keras_sends_every_lookup
 benchmarks/test_distribution_quality.py
 benchmarks/test_forecast.py
+benchmarks/test_multi_worker.py::test_workers_send_what_the_model_says
 benchmarks/test_parameter_server.py::test_it_counts_the_bytes_of_stock_and_ours
 benchmarks/test_parameter_server.py::test_two_workers_may_share_a_machine
 benchmarks/test_parity.py
