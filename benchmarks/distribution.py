@@ -13,25 +13,29 @@ import json
 import os
 
 import machine
-from distribution import mirrored, parameter_server
+from distribution import mirrored, multi_worker, parameter_server
 
 # Modules with `line(result)` and `measure(args)`; that yields results and at last a dict of ratios.
-PARTS = {"mirrored": mirrored, "parameter_server": parameter_server}
+PARTS = {
+    "mirrored": mirrored,
+    "multi_worker": multi_worker,
+    "parameter_server": parameter_server,
+}
 
 
 def main():
     args = arguments()
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     print(json.dumps(machine.describe()))
+    own_arguments = {
+        "mirrored": args,
+        "multi_worker": multi_worker.arguments([]),
+        "parameter_server": parameter_server.arguments(["--per-machine", "1", "2"]),
+    }
     ratios = {}
     with open(args.output, "a") as file:
         for name in args.parts:
-            own = (
-                args
-                if name == "mirrored"
-                else parameter_server.arguments(["--per-machine", "1", "2"])
-            )
-            *_, last = _printed(PARTS[name], own, file)
+            *_, last = _printed(PARTS[name], own_arguments[name], file)
             ratios |= last
     print(json.dumps(ratios))
 
@@ -50,7 +54,7 @@ def arguments():
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--replicas", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--rows", type=int, default=300_000, help="and what follows: of replicas")
+    parser.add_argument("--rows", type=int, default=300_000, help="and what follows: of `mirrored`")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--lookups", type=int, default=26 * 2048, help="of a replica: 26 fields")
     parser.add_argument("--steps", type=int, default=8)

@@ -17,6 +17,7 @@ benchmarks/test_distribution.py::test_sleeping_rows_send_their_ids
 benchmarks/test_distribution.py::test_stock_keras_sends_every_lookup
 benchmarks/test_distribution_quality.py
 benchmarks/test_forecast.py
+benchmarks/test_multi_worker.py::test_workers_send_what_the_model_says
 benchmarks/test_parameter_server.py::test_it_counts_the_bytes_of_stock_and_ours
 benchmarks/test_parameter_server.py::test_two_workers_may_share_a_machine
 benchmarks/test_parity.py
@@ -26,6 +27,8 @@ benchmarks/test_training_step.py::test_the_loss_is_that_of_the_published_dlrm
 data/test_log_dataset.py::test_the_process_ends_while_a_batch_is_read_ahead
 distribute/test_checkpoints.py
 distribute/test_collection.py::test_parameter_servers_hold_and_train_it
+distribute/test_lost_worker.py::test_a_link_may_be_cut_for_seconds_and_for_good_ends_both
+distribute/test_lost_worker.py::test_the_other_ends_and_both_go_on_to_the_same_bits[chief]
 distribute/test_multi_worker.py
 distribute/test_parameter_server.py::test_a_server_without_the_ops_is_named_with_what_to_start
 distribute/test_parameter_server.py::test_a_table_of_bfloat16_is_refused_with_what_to_do
@@ -109,6 +112,7 @@ analysis/
 callbacks/test_slipstream_monitor.py
 comparison/test_training.py
 distribute/test_collection.py
+distribute/test_lost_worker.py
 distribute/test_parameter_server.py::test_no_update_is_lost_where_workers_write_the_same_rows
 distribute/test_parameter_server.py::test_one_worker_trains_as_one_machine_does
 distribute/test_replicas.py

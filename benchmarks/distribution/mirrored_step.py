@@ -6,6 +6,7 @@ and indices, that a replica hands over to be reduced or gathered; the table is a
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -65,30 +66,48 @@ def main():
         "bytes_per_step": int(counting.num_bytes) / args.counted_steps / args.replicas,
         "lookups_deferred": lookups,
         "rows_deferred": rows,
-        "saved": f"{lookups:.0%} of lookups and {rows:.0%} of row updates deferred",
+        "saved": saved(lookups, rows),
     }
     print(json.dumps(result))
 
 
 def train(args, ids, num_steps, counting=None):
     """Returns seconds of each step, and the shares of lookups and row updates deferred in them."""
-    rng = np.random.default_rng(1)
     names = [f"CPU:{i}" for i in range(args.replicas)]
-    step, optimizer = make_step(args, tf.distribute.MirroredStrategy(names, counting), rng)
-    if args.subject == "slipstream_stale":
-        plant(optimizer.tables["table"], stale_rows(ids, rng), rng)
-    batches = [tf.constant(one) for one in ids]
-    for i in range(args.warmup):
-        step(batches[i % len(batches)])
+    strategy = tf.distribute.MirroredStrategy(names, counting)
+    step, optimizer = prepared(args, strategy, ids)
+    timed(step, args.warmup)
     stats = counts_of(optimizer)
     if counting:
         counting.num_bytes.assign(0)
-    seconds = []
-    for i in range(args.warmup, args.warmup + num_steps):
-        start = time.perf_counter()
-        step(batches[i % len(batches)])
-        seconds.append(time.perf_counter() - start)
+    seconds = timed(step, num_steps)
     return seconds, shares(stats, counts_of(optimizer))
+
+
+def prepared(args, strategy, ids):
+    """Returns a step, of the next batch each time, and the optimizer; rows sleep already.
+
+    Args:
+        args: The subject, and `replicas`, `rows`, `dim` and `lookups`.
+        strategy: Of as many replicas.
+        ids: `[num_batches, replicas, lookups]`, the same in all processes.
+    """
+    rng = np.random.default_rng(1)
+    run, optimizer = make_step(args, strategy, rng)
+    if args.subject == "slipstream_stale":
+        plant(optimizer.tables["table"], stale_rows(ids, rng), rng)
+    batches = itertools.cycle([tf.constant(one) for one in ids])
+    return lambda: run(next(batches)), optimizer
+
+
+def timed(step, num_steps):
+    """Returns the seconds of each of so many steps."""
+    seconds = []
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def arguments():
@@ -224,6 +243,10 @@ def counts_of(optimizer):
 def shares(before, after):
     lookups, deferred, rows, deferred_rows = after - before
     return (deferred / lookups, deferred_rows / rows) if lookups else (0.0, 0.0)
+
+
+def saved(lookups, rows):
+    return f"{lookups:.0%} of lookups and {rows:.0%} of row updates deferred"
 
 
 if __name__ == "__main__":
