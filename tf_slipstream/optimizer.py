@@ -8,6 +8,7 @@ from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_se
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
 from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
+from tf_slipstream.stored_rows import load_variables, save_variables
 
 _compat.register_serializable(StalenessPolicy)
 
@@ -203,14 +204,26 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
 
     def save_own_variables(self, store):
         self.settle()
-        super().save_own_variables(store)
+        if self._is_on_servers():
+            save_variables(map(_compat.tf_variable, self.variables), store)
+        else:
+            super().save_own_variables(store)
         write_version(store)
 
     def load_own_variables(self, store):
-        super().load_own_variables(variables_in(store, len(self.variables)))
+        variables = [_compat.tf_variable(variable) for variable in self.variables]
+        saved = variables_in(store, len(variables))
+        if self._is_on_servers() and len(saved) == len(variables):
+            load_variables(f"optimizer '{self.name}'", variables, store)
+        else:
+            # Of another number of variables Keras says that it reads none.
+            super().load_own_variables(saved)
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))
+
+    def _is_on_servers(self):
+        return self._tables is not None and self._tables().is_on_servers
 
     def finalize_variable_values(self, var_list):
         self.wake_all()

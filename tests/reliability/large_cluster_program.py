@@ -211,8 +211,8 @@ def check(settings, before, after, num_hot):
     assert counts.sum() == num_steps, (counts, num_steps)
     assert counts.max() <= 2 and np.all(np.diff(counts) <= 0), counts
     expected, sums = old[cold].copy(), old_sums[cold].copy()
-    for time in range(2):
-        done = (counts > time)[:, None, None]
+    for number in range(2):
+        done = (counts > number)[:, None, None]
         sums = np.where(done, sums + np.float32(1), sums)
         if settings["rule"] == "SGD":
             moved = expected + np.float32(RATE)
@@ -275,9 +275,7 @@ def fit(settings, parts, strategy, model, optimizer, look, data):
     if _compat.IS_KERAS_3:
         trainer = Trainer(parts, look, model, strategy, folder)
         epochs = 2 if settings["restores"] else 1
-        trainer.fit(
-            data, epochs, steps_per_epoch=num_steps, callbacks=[Watch(look)], verbose=0
-        )
+        trainer.fit(data, epochs, steps_per_epoch=num_steps, callbacks=[Watch(look)], verbose=0)
         return
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
     manager = tf.train.CheckpointManager(checkpoint, folder, 1)
