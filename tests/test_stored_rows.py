@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_slipstream import SlipstreamEmbedding, _compat, stored_rows, table_layer
+from tf_slipstream import (
+    SlipstreamEmbedding,
+    SlipstreamOptimizer,
+    _compat,
+    stored_rows,
+    table_layer,
+)
 from tf_slipstream.state.schema_version import variables_in, write_version
 
 keras = _compat.keras
@@ -83,18 +89,27 @@ def test_another_shape_is_refused_and_changes_nothing(small_parts):
     assert np.all(table.numpy() == 1)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int64", "float32", "float64"])
-def test_variables_of_every_kind_are_written_and_read(dtype, tmp_path, small_parts):
-    shapes = ((), (7,), (5, 3), (1, 40))
-    values = [tf.cast(100 * tf.random.uniform(shape), dtype) for shape in shapes]
-    variables = [tf.Variable(value) for value in values]
+@pytest.mark.parametrize("rule", ["Adam", "Adagrad"])
+def test_an_optimizers_variables_are_written_and_read_in_parts(rule, tmp_path, monkeypatch):
+    """As on servers."""
+    monkeypatch.setattr(stored_rows, "_PART_BYTES", 48)
+    monkeypatch.setattr(stored_rows, "_is_on_servers", lambda optimizer: True)
+
+    def trained():
+        model, _ = model_of(50)
+        optimizer = SlipstreamOptimizer(getattr(keras.optimizers, rule)(0.1), policy="default")
+        model.compile(optimizer, "mse")
+        model.fit(np.arange(50)[:, None], np.ones([50, 1, 4]), verbose=0)
+        return optimizer
+
+    one = trained()
     with h5py.File(tmp_path / "file", "w") as file:
-        stored_rows.save_variables(variables, file)
-        for variable in variables:
-            variable.assign(tf.zeros_like(variable))
-        stored_rows.load_variables("it", variables, file)
-    for variable, value in zip(variables, values, strict=True):
-        np.testing.assert_array_equal(variable.numpy(), value)
+        one.save_own_variables(file)
+        values = [np.array(_compat.tf_variable(v)) for v in one.variables]
+        other = trained()
+        other.load_own_variables(file)
+    for variable, value in zip(other.variables, values, strict=True):
+        np.testing.assert_array_equal(np.array(_compat.tf_variable(variable)), value)
 
 
 def test_a_link_is_left_to_keras(tmp_path):

@@ -2,13 +2,12 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _compat, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks, stored_rows
 from tf_slipstream.engine.inner import Inner
 from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
-from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
-from tf_slipstream.stored_rows import load_variables, save_variables
+from tf_slipstream.state.schema_version import SchemaVersion
 
 _compat.register_serializable(StalenessPolicy)
 
@@ -204,26 +203,13 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
 
     def save_own_variables(self, store):
         self.settle()
-        if self._is_on_servers():
-            save_variables(map(_compat.tf_variable, self.variables), store)
-        else:
-            super().save_own_variables(store)
-        write_version(store)
+        stored_rows.save_optimizer(self, store, super().save_own_variables)
 
     def load_own_variables(self, store):
-        variables = [_compat.tf_variable(variable) for variable in self.variables]
-        saved = variables_in(store, len(variables))
-        if self._is_on_servers() and len(saved) == len(variables):
-            load_variables(f"optimizer '{self.name}'", variables, store)
-        else:
-            # Of another number of variables Keras says that it reads none.
-            super().load_own_variables(saved)
+        stored_rows.load_optimizer(self, store, super().load_own_variables)
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))
-
-    def _is_on_servers(self):
-        return self._tables is not None and self._tables().is_on_servers
 
     def finalize_variable_values(self, var_list):
         self.wake_all()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import _compat
+from tf_slipstream.state.schema_version import variables_in, write_version
 
 # Of a message.
 _PART_BYTES = 16 << 20
@@ -68,31 +69,56 @@ def read_rows(table, first, last):
         return tf.gather(table, tf.range(first, last, dtype=tf.int64)).numpy()
 
 
-def save_variables(variables, store):
-    """Writes variables on servers as Keras's optimizers do: as "0", "1" and so on."""
-    for number, variable in enumerate(variables):
-        if variable.shape.rank == 0:
-            store[str(number)] = variable.numpy()
-        else:
-            save_rows([variable], store, str(number))
-
-
-def load_variables(user, variables, store):
-    """Reads what `save_variables` wrote.
+def save_optimizer(optimizer, store, save_whole):
+    """Writes an optimizer's variables, in parts where they are on servers, and the version.
 
     Args:
-        user: Whose variables they are, for the error.
-        variables: `tf.Variable`s.
+        optimizer: `SlipstreamOptimizer`.
+        store: What Keras gives `save_own_variables`.
+        save_whole: Keras's own method.
+    """
+    if _is_on_servers(optimizer):
+        for key, variable in _by_key(optimizer).items():
+            if variable.shape.rank == 0:
+                store[key] = variable.numpy()
+            else:
+                save_rows([variable], store, key)
+    else:
+        save_whole(store)
+    write_version(store)
+
+
+def load_optimizer(optimizer, store, load_whole):
+    """Reads what `save_optimizer` wrote, if it is of as many variables.
+
+    Args:
+        optimizer: `SlipstreamOptimizer`.
         store: What Keras gives `load_own_variables`.
+        load_whole: Keras's own method.
 
     Raises:
-        ValueError: If one is of another shape.
+        ValueError: If it is of another version, or a variable is of another shape.
     """
-    for number, variable in enumerate(variables):
+    variables = _by_key(optimizer)
+    saved = variables_in(store, len(variables))
+    if not _is_on_servers(optimizer) or len(saved) != len(variables):
+        # Of another number of variables Keras says that it reads none.
+        load_whole(saved)
+        return
+    for key, variable in variables.items():
         if variable.shape.rank == 0:
-            variable.assign(np.asarray(store[str(number)]))
+            variable.assign(np.asarray(store[key]))
         else:
-            load_rows(user, [variable], store, str(number))
+            load_rows(f"optimizer '{optimizer.name}'", [variable], store, key)
+
+
+def _is_on_servers(optimizer):
+    return optimizer.engine is not None and optimizer.engine.is_on_servers
+
+
+def _by_key(optimizer):
+    """Returns an optimizer's `tf.Variable`s by the keys that Keras gives them in a file."""
+    return {str(i): _compat.tf_variable(v) for i, v in enumerate(optimizer.variables)}
 
 
 def _shape_of(tables):
