@@ -27,7 +27,7 @@ LAYERS = (
     {"row_wise_adagrad"},
     {"engine"},
     {"_keras_hooks"},
-    {"ids", "initial_rows"},
+    {"ids", "initial_rows", "stored_rows"},
     {"table_layer"},
     {"field_layout"},
     {"collection", "embedding", "optimizer"},

@@ -177,12 +177,18 @@ def _end_held_of_read(path, holder, tables):
     if not read:
         return
     # What is held goes to the new values, and away with them.
-    values = [table.read_value() for table in read]
+    values = [_value_of(table) for table in read]
     holder.settle(wake=True)
     for table, value in zip(read, values):
         with loading():
             table.assign(value)
         holder.forget(table)
+
+
+def _value_of(table):
+    """Returns a table's value, where the table is: no whole one crosses the network."""
+    with tf.device(table.device):
+        return table.read_value()
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import collections.abc
 import random
 
+import numpy as np
 import tensorflow as tf
 
 from tf_slipstream import _compat
 from tf_slipstream.engine import registry
 from tf_slipstream.field_layout import FieldLayout
 from tf_slipstream.ids import Ids, as_ids, check_rank, join_splits, kind
+from tf_slipstream.stored_rows import read_rows
 from tf_slipstream.table_layer import TableLayer, check_dim, draw
 
 _initializers = _compat.keras.initializers
@@ -329,9 +331,9 @@ class SlipstreamEmbeddingCollection(TableLayer, _compat.keras.layers.Layer):
         for shard in self._shards or [self._table()]:
             size = int(shard.shape[0])
             if first < end and start < first + size:
-                parts.append(shard[max(0, start - first) : end - first])
+                parts.append(read_rows(shard, max(0, start - first), min(size, end - first)))
             first += size
-        return tf.concat(parts, axis=0).numpy()
+        return np.concatenate(parts)
 
     def _row_ends(self):
         starts, sizes = self.layout.starts, self.layout.sizes

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from tf_slipstream import _compat, _keras_hooks
+from tf_slipstream import _compat, _keras_hooks, stored_rows
 from tf_slipstream.engine.inner import Inner
 from tf_slipstream.engine.server_table import WorkerCache, check_tasks, is_on_servers
 from tf_slipstream.engine.tables import Tables
 from tf_slipstream.policy import StalenessPolicy, as_policy
-from tf_slipstream.state.schema_version import SchemaVersion, variables_in, write_version
+from tf_slipstream.state.schema_version import SchemaVersion
 
 _compat.register_serializable(StalenessPolicy)
 
@@ -203,11 +203,10 @@ class SlipstreamOptimizer(_compat.WrappingOptimizer):
 
     def save_own_variables(self, store):
         self.settle()
-        super().save_own_variables(store)
-        write_version(store)
+        stored_rows.save_optimizer(self, store, super().save_own_variables)
 
     def load_own_variables(self, store):
-        super().load_own_variables(variables_in(store, len(self.variables)))
+        stored_rows.load_optimizer(self, store, super().load_own_variables)
         # Nothing was held when it was saved.
         for held in self._local_held:
             held.assign(tf.zeros(held.shape))

@@ -16,6 +16,7 @@ from tf_slipstream.ops._library import has_cpu_ops
 from tf_slipstream.ops.gather_rows import gather_from_many, gather_rows
 from tf_slipstream.ops.sum_bags import sum_bags
 from tf_slipstream.policy import StalenessPolicy, as_policy
+from tf_slipstream.stored_rows import load_rows, save_rows
 
 # Below this a table is initialised as Keras does it, with two or three times its memory for a
 # moment.
@@ -224,22 +225,33 @@ class TableLayer:
 
     def save_own_variables(self, store):
         self._settle()
-        if len(self._shards) > 1:
-            # As from a machine that has the whole table.
-            store["0"] = tf.concat([shard.value() for shard in self._shards], axis=0).numpy()
+        if self._is_stored_in_parts():
+            # Also from servers as from a machine that has the whole table.
+            save_rows(self._shards or [self._table()], store, "0")
         else:
             super().save_own_variables(store)
 
     def load_own_variables(self, store):
         with _keras_hooks.loading():
-            if self.built and len(self._shards) > 1:
-                sizes = [int(shard.shape[0]) for shard in self._shards]
-                for shard, rows in zip(self._shards, tf.split(store["0"][:], sizes)):
-                    shard.assign(rows)
+            if self.built and self._shards and self._is_stored_in_parts():
+                load_rows(self._user, self._shards, store, "0")
             elif self.built and self._is_of_fewer_rows(store):
                 self._load_first_rows(store["0"])
+            elif self.built and self._is_stored_in_parts() and "0" in store.keys():
+                load_rows(self._user, [self._table()], store, "0")
             else:
                 super().load_own_variables(store)
+
+    def _is_stored_in_parts(self):
+        """Whether the table is written and read in parts: on servers, or if it is large."""
+        if len(self._shards) > 1:
+            return True
+        if not self.built or len(_compat.variables_of(self)) != 1:  # a subclass has others
+            return False
+        table = self._table()
+        is_plain = not isinstance(table, tf.distribute.DistributedValues)
+        is_large = 4 * self.num_rows * self.output_dim >= _LARGE_TABLE_BYTES
+        return bool(self._shards) or (is_plain and is_large and table.dtype == tf.float32)
 
     def _is_of_fewer_rows(self, store):
         """Whether a file has the table as it was before it grew."""

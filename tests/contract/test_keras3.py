@@ -156,3 +156,20 @@ def test_logits_are_found_behind_a_sigmoid():
     probabilities = keras.activations.sigmoid(logits)
     assert probabilities._keras_logits is _compat.logits_behind(probabilities)
     assert _compat.logits_behind(1 * probabilities) is None
+
+
+def test_a_store_of_weights_has_an_h5py_group(tmp_path):
+    """`_h5_entry_group` of the store that a layer is given; it was `group` before 3.9."""
+
+    class Layer(keras.layers.Layer):
+        def save_own_variables(self, store):
+            dataset = _compat.new_dataset(store, "0", (3, 2), np.float32)
+            dataset[1:] = 7
+
+        def load_own_variables(self, store):
+            self.found = _compat.dataset_of(store, "0")[:]
+
+    model = keras.Sequential([keras.Input((1,)), Layer()])
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(model.layers[0].found, [[0, 0], [7, 7], [7, 7]])

@@ -175,3 +175,20 @@ def test_a_model_knows_that_its_calls_are_traced_to_be_saved(tmp_path):
     seen.clear()
     tf.saved_model.save(model, str(tmp_path))
     assert (True, False) in seen and (True, True) not in seen
+
+
+def test_a_store_of_weights_is_an_h5py_group(tmp_path):
+    """`_h5_entry_group` is Keras 3's; here the store itself is one."""
+
+    class Layer(keras.layers.Layer):
+        def save_own_variables(self, store):
+            dataset = _compat.new_dataset(store, "0", (3, 2), np.float32)
+            dataset[1:] = 7
+
+        def load_own_variables(self, store):
+            self.found = _compat.dataset_of(store, "0")[:]
+
+    model = keras.Sequential([keras.Input((1,)), Layer()])
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(model.layers[0].found, [[0, 0], [7, 7], [7, 7]])

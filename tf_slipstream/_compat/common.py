@@ -3,6 +3,8 @@
 import collections.abc
 import hashlib
 
+import h5py
+import numpy as np
 import tensorflow as tf
 
 from tf_slipstream._compat.which import IS_KERAS_3, keras
@@ -166,3 +168,54 @@ def deserialize(config, custom_objects=None):
     if config.get("module") == "keras.optimizers":
         return as_optimizer(config)
     return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+
+
+def new_dataset(store, key, shape, dtype):
+    """Returns an `h5py.Dataset` for a value of a layer, to be written in parts.
+
+    Args:
+        store: What Keras gives `save_own_variables`.
+        key: The value's.
+        shape: Of the value.
+        dtype: NumPy's, one that HDF5 knows.
+
+    Returns:
+        None where the store takes whole values only, as a dict does, and one that divides them
+        among files.
+    """
+    if hasattr(store, "max_shard_size") or np.dtype(dtype).kind == "V":
+        return None
+    # Keras 3 makes the group of a layer when it is given its first value.
+    store[key] = np.zeros([0], np.float32)
+    group = _group_of(store)
+    if group is None:
+        return None
+    del group[key]
+    return group.create_dataset(key, shape, dtype)
+
+
+def dataset_of(store, key):
+    """Returns the `h5py.Dataset` of a value of a layer, to be read in parts.
+
+    Args:
+        store: What Keras gives `load_own_variables`.
+        key: The value's.
+
+    Returns:
+        None where there is none, or none that can be read as it is. Then Keras reads it, or says
+        why not.
+    """
+    group = _group_of(store)
+    # Of links Keras says why it does not follow them.
+    if group is None or group.get(key, getclass=True, getlink=True) is not h5py.HardLink:
+        return None
+    dataset = group[key]
+    is_plain = isinstance(dataset, h5py.Dataset) and "dtype" not in dataset.attrs
+    return None if not is_plain or dataset.external or dataset.is_virtual else dataset
+
+
+def _group_of(store):
+    """Returns the `h5py.Group` that a store of Keras keeps values in, or None."""
+    # tf_keras's store is one. In Keras 3 it was `group` before 3.9.
+    places = [store, *(getattr(store, name, None) for name in ("_h5_entry_group", "group"))]
+    return next((place for place in places if isinstance(place, h5py.Group)), None)

@@ -335,7 +335,9 @@ class Tables:
             return
         for slot, variable in zip(self._inner.rule.slots, state.slots, strict=True):
             if slot.name in self._inner.rule.momentum_slots:
-                variable.assign(tf.zeros_like(variable))
+                # Made on its server: no whole slot crosses the network.
+                with tf.device(variable.device):
+                    variable.assign(tf.zeros(variable.shape, variable.dtype))
 
     def begin_load(self, tables):
         """Prepares `end_load`, before weights are read from a file.

@@ -3,6 +3,7 @@
 Without it the columns of another release would be taken for those of this one.
 """
 
+import collections.abc
 import os
 
 import numpy as np
@@ -62,6 +63,8 @@ def write_version(store):
 def variables_in(store, num_variables):
     """Returns what Keras saved of an optimizer, less the version, which is checked.
 
+    Nothing is read before it is asked for: it may be larger than the memory here.
+
     Args:
         store: What Keras gives `load_own_variables`.
         num_variables: How many variables the optimizer has.
@@ -69,13 +72,29 @@ def variables_in(store, num_variables):
     Raises:
         ValueError: If it has another version; or none, and as many variables as are wanted.
     """
-    saved = {key: store[key] for key in store.keys() if key != _KEY}
+    saved = _Saved(store)
     if _KEY in store.keys():
         check_version(int(np.asarray(store[_KEY])))
     elif len(saved) == num_variables:
         # Of another number Keras says so, and reads none.
         check_version(1)
     return saved
+
+
+class _Saved(collections.abc.Mapping):
+    """A store of Keras, less the version."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getitem__(self, key):
+        return self._store[key]
+
+    def __iter__(self):
+        return (key for key in self._store.keys() if key != _KEY)
+
+    def __len__(self):
+        return sum(1 for _ in self)
 
 
 def check_version(version):
