@@ -24,8 +24,7 @@ from tests.models import (
     random_table,
     values_of,
 )
-from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer
-from tf_slipstream import optimizer as optimizer_module
+from tf_slipstream import RowWiseAdagrad, SlipstreamEmbedding, SlipstreamOptimizer, stored_rows
 from tf_slipstream._compat import IS_KERAS_3, keras
 from tf_slipstream.state import schema
 
@@ -296,7 +295,7 @@ def test_a_checkpoint_of_another_version_changes_nothing(tmp_path, monkeypatch):
 def test_optimizer_state_without_a_version_is_refused(tmp_path, monkeypatch):
     model = make_model("adam")
     fit(model, FIRST)
-    monkeypatch.setattr(optimizer_module, "write_version", lambda store: None)
+    monkeypatch.setattr(stored_rows, "write_version", lambda store: None)
     load = _as_keras(model, tmp_path)
     with pytest.raises(ValueError, match="version 1 of tf_slipstream's schema"):
         load()
