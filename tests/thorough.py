@@ -69,6 +69,7 @@ policy/test_threads.py::test_results_do_not_depend_on_the_number_of_threads
 reliability/test_failing_files.py::test_every_operation_fails_once[ENOSPC]
 reliability/test_hostile_state.py::test_no_number_anywhere_crashes_or_changes_what_it_should_not
 reliability/test_kills.py
+reliability/test_large_cluster.py
 selection/test_replicas.py::test_all_replicas_have_the_same_pilot
 selection/test_selective_model.py::test_of_several_outputs_one_decides
 selection/test_selective_model.py::test_probabilities_stay_those_of_all_inputs[negatives

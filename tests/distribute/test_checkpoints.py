@@ -132,3 +132,18 @@ def test_the_reason_is_found_in_what_tensorflow_says(message):
 
 def test_another_reason_is_the_first_line():
     assert _reason("\nall is lost.\nmore", "/ckpt") == "all is lost"
+
+
+def test_variables_are_read_one_after_the_other(tmp_path, monkeypatch):
+    """Else a server needs its memory twice."""
+    StepCheckpoints(tmp_path, [tf.Variable([1.0, 2.0]), tf.Variable([[3]])]).save(5)
+    variables, read, names = [tf.Variable([0.0, 0.0]), tf.Variable([[0]])], tf.raw_ops.RestoreV2, []
+
+    def restore(**kwargs):
+        names.append(kwargs["tensor_names"])
+        return read(**kwargs)
+
+    monkeypatch.setattr(tf.raw_ops, "RestoreV2", restore)
+    assert StepCheckpoints(tmp_path, variables).restore() == 5
+    assert [variable.numpy().tolist() for variable in variables] == [[1, 2], [[3]]]
+    assert [len(one) for one in names] == [1, 1]

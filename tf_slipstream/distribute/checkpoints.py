@@ -34,7 +34,6 @@ class StepCheckpoints:
         checkpoint = tf.train.Checkpoint(step=self._step, _schema_version=SchemaVersion(), **named)
         self._named = named
         self._manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=num_kept)
-        self._checkpoint = checkpoint
 
     def restore(self):
         """Reads the last one, if there is any, and returns its step; else 0.
@@ -47,7 +46,19 @@ class StepCheckpoints:
         if latest is None:
             return 0
         self._check(latest)
-        self._checkpoint.restore(latest).assert_consumed()
+        head = tf.train.Checkpoint(step=self._step, _schema_version=SchemaVersion())
+        head.read(latest).assert_existing_objects_matched()
+        # One after the other: `Checkpoint.restore` reads all that a server has at once, which then
+        # needs its memory twice.
+        for name, variable in self._named.items():
+            with tf.device(variable.device):
+                (value,) = tf.raw_ops.RestoreV2(
+                    prefix=latest,
+                    tensor_names=[name + _VALUE],
+                    shape_and_slices=[""],
+                    dtypes=[variable.dtype],
+                )
+                variable.assign(value)
         return int(self._step)
 
     def _check(self, path):
