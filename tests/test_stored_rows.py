@@ -55,6 +55,15 @@ def test_a_file_that_is_written_in_parts_is_keras_own(tmp_path, small_parts, mon
         np.testing.assert_array_equal(value, table.numpy())
 
 
+def test_a_table_that_was_read_in_parts_is_not_copied_by_who_reads_it(tmp_path, small_parts):
+    model, table = model_of()
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    one, other = table.read_value(), table.read_value()
+    places = [np.frombuffer(memoryview(read), np.float32).ctypes.data for read in (one, other)]
+    assert places[0] == places[1]
+
+
 @pytest.mark.parametrize("name", ["model.weights.h5", "model.keras"])
 def test_what_was_written_in_parts_is_read_in_parts(name, tmp_path, small_parts, monkeypatch):
     model, table = model_of()

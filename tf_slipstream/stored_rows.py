@@ -54,6 +54,11 @@ def load_rows(user, tables, store, key):
             ids = tf.range(first - start, last - start, dtype=tf.int64)
             part = tf.IndexedSlices(tf.convert_to_tensor(rows[first:last], table.dtype), ids)
             table.scatter_update(part)
+    for table in tables:
+        # `scatter_update` turned it on: each read of the whole table, a checkpoint's too, would
+        # copy it.
+        with tf.device(table.device):
+            tf.raw_ops.DisableCopyOnRead(resource=table.handle)
 
 
 def read_rows(table, first, last):
