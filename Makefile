@@ -17,7 +17,7 @@ help:
 	@echo "make demo    train a click model with stock Keras and with tf_slipstream, in two minutes,"
 	@echo "             and compare, with a report"
 	@echo "             (DATA=PATH: a Criteo .tsv, .tsv.gz or .parquet; ARGS='--help' for options)"
-	@echo "make test    run the tests under Keras 3 and tf_keras, in 12 to 15 minutes on two cores"
+	@echo "make test    run the tests under Keras 3 and tf_keras, in 10 to 15 minutes on two cores"
 	@echo "make test-quick  a part of them from each part of the package, in 2 minutes"
 	@echo "make test-thorough  what make test leaves out: whole runs, builds, processes that fail"
 	@echo "make test-cuda  check the CUDA kernels; without a GPU on emulated threads alone"
