@@ -27,7 +27,6 @@ from distribution.mirrored import SUBJECTS
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name("multi_worker_step.py")
 OURS = {"slipstream": "", "slipstream_stale": "_stale"}  # and what names of their ratios end in
-_PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
 _PORT = 4000
 _MAX_SECONDS = 300
 
@@ -43,7 +42,10 @@ def arguments(argv=None):
     parser.add_argument("--steps", type=int, default=16, help="at each speed")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--gigabits", type=float, nargs="*", default=[1, 10], help="of links")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.workers < 2 or min(args.gigabits, default=1) <= 0:
+        parser.error("expected at least two --workers, and --gigabits above 0")
+    return args
 
 
 def measure(args):
@@ -88,7 +90,7 @@ def predicted_milliseconds(num_bytes, compute, gigabits):
         compute: Milliseconds of a step where links cost nothing.
         gigabits: Gbit/s of a link.
     """
-    return compute + 8e-6 * num_bytes / (_PAYLOAD * gigabits)
+    return compute + 8e-6 * num_bytes / (network.PAYLOAD * gigabits)
 
 
 def _run(subject, args):

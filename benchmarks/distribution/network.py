@@ -25,6 +25,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET, _PR_SET_PDEATHSIG = 0x40000000, 1
 _COMMAND_SECONDS = 20
 _PORT = "port"  # of the bridge; the machine's number follows
+PAYLOAD = 0.95  # of what a link carries, by `main`; the rest are headers
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 

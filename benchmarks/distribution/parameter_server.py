@@ -43,7 +43,6 @@ SUBJECTS = ("tf_keras", "tf_keras_legacy", *OURS)
 # rows travel.
 _PAIRED = "_paired"
 STOCK = {"tf_keras": "", "tf_keras_legacy": "_legacy"}
-_PAYLOAD = 0.95  # of what a link carries; the rest are headers (network.py measures it)
 # Ports that the machines of a box listen at; each has them all for itself.
 _PORT = 4000
 
@@ -162,7 +161,7 @@ def predicted_milliseconds(num_bytes, compute, gigabits, num_workers, num_server
         num_servers: Positive integer. The links of fewer servers than workers are shared.
         per_machine: Workers on each of them.
     """
-    one_way = 4e-6 * num_bytes / (_PAYLOAD * gigabits) * max(1, num_workers / num_servers)
+    one_way = 4e-6 * num_bytes / (network.PAYLOAD * gigabits) * max(1, num_workers / num_servers)
     num_all = per_machine * num_workers
     # Of all other workers those that use the same link.
     neighbours = (per_machine - 1) / max(1, num_all - 1)

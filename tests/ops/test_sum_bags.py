@@ -48,8 +48,8 @@ def test_sums_and_gradients_are_those_of_numpy(sizes, dim, dtype, seed):
     np.testing.assert_array_equal(grad.dense_shape, [9, dim])
 
 
-def test_sums_of_any_number_of_threads_have_the_same_bits():
-    """Bags are whole in a task, so that a large call, which has several tasks, is small ones."""
+def test_sums_of_a_large_call_have_the_bits_of_those_of_small_ones():
+    """Bags are whole in a task: a large call has several, which threads share, a small one one."""
     rng = np.random.default_rng(0)
     table = tf.Variable(rng.normal(size=[1000, 32]).astype("float32"))
     ids = rng.integers(0, 1000, [3000, 20])
